@@ -58,5 +58,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that no registry holds, with the nearest names that one does hold."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}."
+    hint = (
+        f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}."
+    )
     return UsageError(f"Unknown {kind} '{name}'. {hint}")

@@ -45,7 +45,9 @@ class Aliases:
         except FileNotFoundError:
             return ()
         except (ValueError, TypeError, KeyError) as error:
-            raise InputRefused(f"alias file {path} is damaged ({error}). Restore it from a copy, or delete it and promote again.") from error
+            raise InputRefused(
+                f"alias file {path} is damaged ({error}). Restore it from a copy, or delete it and promote again."
+            ) from error
 
     def current(self, name: str) -> str | None:
         """The digest alias `name` stands for, or None."""
@@ -65,7 +67,9 @@ class Aliases:
         with locked(self.root / ".lock"):
             served = _stack(self.history(name))
             if len(served) < 2:
-                raise UsageError(f"alias '{name}' has no earlier bundle to roll back to (toolkit log {name} shows its history).")
+                raise UsageError(
+                    f"alias '{name}' has no earlier bundle to roll back to (toolkit log {name} shows its history)."
+                )
             self._append(name, AliasEntry(served[-2], _now(), "rollback", note))
             return served[-2]
 

@@ -156,7 +156,9 @@ class Manifest:
         if not isinstance(schema, int):
             raise InputRefused(f"{origin} has no schema number: it is not a bundle manifest.")
         if schema > SCHEMA:
-            raise InputRefused(f"{origin} has schema {schema}, this version reads up to {SCHEMA}: upgrade model-upgrade-toolkit.")
+            raise InputRefused(
+                f"{origin} has schema {schema}, this version reads up to {SCHEMA}: upgrade model-upgrade-toolkit."
+            )
         try:
             return from_plain(cls, plain)
         except (TypeError, KeyError, ValueError) as error:

@@ -6,6 +6,7 @@ digest, so one that can be seen is complete. Opening re-hashes every file: one f
 any error from the libraries that read it, and only the manifest notices.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,8 @@ GOLDEN = "golden.safetensors"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 CHECK_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -59,7 +62,9 @@ class Bundle:
     def file(self, name: str) -> Path:
         """The path of the bundle's file `name`. Raises `InputRefused` when the manifest does not list it."""
         if name not in self.manifest.files:
-            raise InputRefused(f"bundle {self.short} has no {name} (it holds {', '.join(sorted(self.manifest.files)) or 'no files'}).")
+            raise InputRefused(
+                f"bundle {self.short} has no {name} (it holds {', '.join(sorted(self.manifest.files)) or 'no files'})."
+            )
         return self.path / name
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -74,7 +79,9 @@ class Store:
         self.root = Path(root)
         self.aliases = Aliases(self.root / "aliases")
 
-    def add(self, manifest: Manifest, *, weights: Mapping[str, torch.Tensor] | None = None, files: Mapping[str, Path] | None = None) -> Bundle:
+    def add(
+        self, manifest: Manifest, *, weights: Mapping[str, torch.Tensor] | None = None, files: Mapping[str, Path] | None = None
+    ) -> Bundle:
         """Write a bundle and return it; a bundle with the same content is returned as it lies.
 
         `weights` are written as safetensors without metadata (byte-stable); `files` maps relative POSIX paths to files
@@ -104,6 +111,7 @@ class Store:
         except OSError:
             if not target.is_dir():
                 raise
+            self._verify(Bundle(manifest.digest, manifest, target))
         sync_directory(target.parent)
         return Bundle(manifest.digest, manifest, target)
 
@@ -133,7 +141,9 @@ class Store:
         if matches:
             raise UsageError(f"'{reference}' is the beginning of {len(matches)} bundles in {self.root}: give more digits.")
         if not digests:
-            raise UsageError(f"No bundle '{reference}': the store {self.root} is empty. Make one with toolkit adopt, or point store= elsewhere.")
+            raise UsageError(
+                f"No bundle '{reference}': the store {self.root} is empty. Make one (toolkit adopt) or point store= elsewhere."
+            )
         raise unknown_name(f"bundle (in store {self.root})", reference, [*self.aliases.names(), *(d[:12] for d in digests)])
 
     def digests(self) -> list[str]:
@@ -141,9 +151,12 @@ class Store:
         return sorted(p.name for p in (self.root / "bundles").glob("*") if DIGEST.fullmatch(p.name))
 
     def bundles(self) -> Iterator[Bundle]:
-        """All bundles with readable manifests; their files are not verified (`open` does that)."""
+        """All bundles with sound manifests (others are logged); their files are not verified (`open` does that)."""
         for digest in self.digests():
-            yield self._read(digest)
+            try:
+                yield self._read(digest)
+            except InputRefused as error:
+                logger.warning("%s", error)
 
     def find(self, *, stage: str, parents: tuple[str, ...], recipe: str, data_fingerprint: str | None) -> Bundle | None:
         """A verified bundle that the same stage made from the same parents, recipe and data by this toolkit version."""
@@ -187,7 +200,10 @@ class Store:
             raise InputRefused(f"bundle {digest[:12]} has no readable {MANIFEST} in {path}: restore it from a copy.") from error
         manifest = Manifest.from_json(content, str(path / MANIFEST))
         if manifest.digest != digest:
-            raise InputRefused(f"{path / MANIFEST} was changed: its digest is {manifest.digest[:12]}, its name says {digest[:12]}. Restore it from a copy.")
+            raise InputRefused(
+                f"{path / MANIFEST} was changed: its digest is {manifest.digest[:12]}, its name says {digest[:12]}. "
+                "Restore it from a copy."
+            )
         for name in manifest.files:
             _checked_name(name, f"bundle {digest[:12]}")
         return Bundle(digest, manifest, path)
@@ -198,7 +214,9 @@ class Store:
             if path.is_symlink() or not path.is_file():
                 raise InputRefused(f"bundle {bundle.short}: {path} is missing or not a plain file. Restore it from a copy.")
             if sha256_file(path) != expected:
-                raise InputRefused(f"bundle {bundle.short}: {path} is corrupt (its sha256 differs from the manifest). Restore it from a copy.")
+                raise InputRefused(
+                    f"bundle {bundle.short}: {path} is corrupt (its sha256 differs from the manifest). Restore it from a copy."
+                )
 
 
 def _checked_name(name: str, owner: str) -> str:
