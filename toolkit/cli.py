@@ -250,3 +250,7 @@ def _purpose(stage: str) -> str:
     source = Path(toolkit.stages.__path__[0], f"{stage}.py").read_text(encoding="utf-8")
     functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     return (ast.get_docstring(functions[stage]) or "").split("\n")[0]
+
+
+if __name__ == "__main__":
+    main()

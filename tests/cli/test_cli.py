@@ -1,0 +1,83 @@
+"""What a user sees of the command line: help, near matches, one clear message, the right exit code, nothing left behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit.cli import main, stage_names
+
+
+def run(arguments: list[str], where: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, in an empty directory."""
+    command = [sys.executable, "-m", "toolkit.cli", *arguments]
+    return subprocess.run(command, cwd=where, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_stage_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in stage_names():
+        line = next(line for line in lines if line.strip().startswith(f"{name} "))
+        assert len(line.split()) > 3
+
+
+def test_an_unknown_stage_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetuen"])
+    assert stopped.value.code == 2
+    assert "Did you mean finetune" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["show", "production"], 2, "is empty"),
+        (["export"], 2, "bundle=..."),
+        (["export", "bundle=production", "opsett=17"], 2, "opsett"),
+        (["export", "bundle=production", "data=elvp"], 2, "elvp"),
+        (["adopt", "architecture=torchvision/resnet81"], 2, "resnet18"),
+        (["adopt", "architecture=torchvision/resnet18", "checkpoint=none.pth"], 3, "none.pth"),
+        (["adopt", "architecture=torchvision/resnet18", "store=/proc/store"], 4, "Cannot write"),
+        (["adopt", "architecture=torchvision/resnet18", "+preprocessing={size_px: [0, 0]}"], 2, "size_px"),
+        (["finetune", "bundle=production", "data._target_=os.system"], 2, "os.system"),
+        (["finetune", "bundle=production", "plugins=[no_such_module]"], 2, "no_such_module"),
+    ],
+)
+def test_wrong_input_gets_one_message_and_its_code(arguments: list[str], code: int, said: str, tmp_path: Path) -> None:
+    done = run(arguments, tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / "store" / "bundles").exists()
+
+
+def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
+    done = run(["show", "production", "hydra.verbose=true"], tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_a_plugin_of_the_users_brings_a_model(tmp_path: Path) -> None:
+    (tmp_path / "my_models.py").write_text(
+        "import torch\n"
+        "from toolkit.bundle import Preprocessing\n"
+        "from toolkit.models import register\n"
+        "def tiny(num_classes=2):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, num_classes))\n"
+        "register('mine/tiny', tiny, preprocessing=Preprocessing((8, 8)))\n"
+    )
+    arguments = ["adopt", "architecture=mine/tiny", "labels=[a,b,c]", "plugins=[my_models]"]
+    done = run(arguments, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed = run(["ls"], tmp_path)
+    assert "mine/tiny" in listed.stdout
+
+
+def test_outputs_lie_in_a_run_directory_with_the_config(tmp_path: Path) -> None:
+    run(["show", "production"], tmp_path)
+    assert len(list(tmp_path.glob("runs/show/*/.hydra/overrides.yaml"))) == 1

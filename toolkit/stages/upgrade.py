@@ -1,0 +1,122 @@
+"""The whole upgrade from one config: from the model in service to its successor's verdict.
+
+The steps are the other stages, given as partial functions, so each can be set here exactly as it is alone and a step that
+was done before is found in the store instead of being done again. Pruning may be left out (`prune: null`). A candidate
+that does not pass the gate is not released; its report page is written all the same, because a refusal needs reasons too.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from toolkit.bundle import Bundle, Report, Store
+from toolkit.data import ImageSet
+from toolkit.errors import UsageError
+from toolkit.release.tables import show_report
+from toolkit.stages.evaluate import evaluate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The stages an upgrade runs, each a function that lacks only the bundle, the store, the data and the run directory."""
+
+    adopt: Callable[..., Bundle]
+    finetune: Callable[..., Bundle]
+    export: Callable[..., Bundle]
+    gate: Callable[..., Report]
+    release: Callable[..., Bundle]
+    prune: Callable[..., Bundle] | None = None
+
+
+@dataclass(frozen=True)
+class Predecessor:
+    """How the model in service came to be: adopted, then trained on `data`. Made once, then found in the store."""
+
+    adopt: Callable[..., Bundle]
+    finetune: Callable[..., Bundle]
+    data: ImageSet
+
+
+def upgrade(
+    alias: str = "production",
+    *,
+    store: Store,
+    data: ImageSet,
+    steps: Steps,
+    run_dir: Path,
+    predecessor: Predecessor | None = None,
+) -> Report:
+    """Run the whole upgrade: new backbone, fine-tune, prune, export, gate against the model in service, release.
+
+    `alias` names the model in service. With `predecessor`, that model is made first (for demonstrations and trials) and
+    put into service when the alias names nothing yet. Returns the gate's report; its `details.files` lists what was
+    written for people. Raises what the stages raise.
+    """
+    console = Console()
+    story = _Story(console, total=7 + (steps.prune is not None))
+    story.tell("The model in service")
+    baseline = _baseline(alias, store=store, steps=steps, predecessor=predecessor, run_dir=run_dir)
+    story.tell(f"New data arrives: {data.name}; the model in service is measured on its test split")
+    show_report(evaluate(baseline, store=store, data=data), console)
+    story.tell("Adopt the new backbone")
+    candidate = steps.adopt(store=store)
+    story.tell("Fine-tune it on the new data")
+    candidate = steps.finetune(candidate, store=store, data=data, run_dir=run_dir / "finetune")
+    if steps.prune is not None:
+        story.tell("Prune it and recover")
+        candidate = steps.prune(candidate, store=store, data=data, run_dir=run_dir / "prune")
+        show_report(store.reports(candidate.digest)["pruning"], console)
+    story.tell("Export to ONNX and check parity")
+    candidate = steps.export(candidate, store=store, data=data)
+    show_report(store.reports(candidate.digest)["parity"], console)
+    story.tell("May it replace the model in service?")
+    verdict = steps.gate(candidate, store=store, baseline=baseline, data=data)
+    story.tell("Release" if verdict.verdict == "pass" else "No release; the reasons are in the report")
+    return _conclude(verdict, candidate, baseline, alias=alias, store=store, data=data, steps=steps)
+
+
+def _baseline(alias: str, *, store: Store, steps: Steps, predecessor: Predecessor | None, run_dir: Path) -> Bundle:
+    """The model in service; where it must be made first, made, exported and put into service."""
+    if predecessor is None:
+        if alias not in store.aliases.names():
+            raise UsageError(
+                f"No model is in service under the alias '{alias}' in {store.root}. Adopt it first "
+                f"(toolkit adopt architecture=... checkpoint=... alias={alias}), or set predecessor to have one made."
+            )
+        return store.open(alias)
+    adopted = predecessor.adopt(store=store)
+    trained = predecessor.finetune(adopted, store=store, data=predecessor.data, run_dir=run_dir / "predecessor")
+    baseline = steps.export(trained, store=store, data=predecessor.data)
+    if alias not in store.aliases.names():
+        store.aliases.promote(alias, baseline.digest, note="the model in service before the upgrade")
+    return baseline
+
+
+def _conclude(
+    verdict: Report, candidate: Bundle, baseline: Bundle, *, alias: str, store: Store, data: ImageSet, steps: Steps
+) -> Report:
+    """Release a candidate that passed, write the pages either way, and point at them in the report returned."""
+    files = steps.release(candidate, store=store, alias=alias, baseline=baseline, data=data)
+    return replace(verdict, details={**verdict.details, "files": files})
+
+
+class _Story:
+    """The headings of the steps, with the time each took."""
+
+    def __init__(self, console: Console, *, total: int) -> None:
+        self.console, self.total, self.number = console, total, 0
+        self.started = time.monotonic()
+
+    def tell(self, title: str) -> None:
+        self.number += 1
+        elapsed = int(time.monotonic() - self.started)
+        self.console.print()
+        self.console.rule(
+            f"[bold]{self.number}/{self.total}  {title}[/]  [dim]{elapsed // 60}:{elapsed % 60:02d}[/]", align="left"
+        )
