@@ -127,6 +127,8 @@ def run_stage(config: DictConfig) -> int:
     result = function(**{key: _argument(function, key, config[key], store) for key in keys})
     if isinstance(result, Report):
         show_report(result, Console())
+        for name, path in result.details.get("files", {}).items():
+            Console(soft_wrap=True, highlight=False).print(f"{name}: {path}")
         return VERDICT_EXIT_CODES[result.verdict]
     if isinstance(result, Bundle) and store is not None:
         show_bundle(result, store, Console())

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from toolkit.bundle import Bundle, Report, Store
 from toolkit.data import ImageSet
-from toolkit.errors import UsageError
+from toolkit.errors import CheckFailed, Undecided, UsageError
+from toolkit.release.documents import CARD
 from toolkit.release.tables import show_report
 from toolkit.stages.evaluate import evaluate
 
@@ -50,13 +51,14 @@ def upgrade(
     data: ImageSet,
     steps: Steps,
     run_dir: Path,
+    output: Path,
     predecessor: Predecessor | None = None,
 ) -> Report:
     """Run the whole upgrade: new backbone, fine-tune, prune, export, gate against the model in service, release.
 
     `alias` names the model in service. With `predecessor`, that model is made first (for demonstrations and trials) and
-    put into service when the alias names nothing yet. Returns the gate's report; its `details.files` lists what was
-    written for people. Raises what the stages raise.
+    put into service when the alias names nothing yet. The report page and the model card are written to `output`. Returns
+    the gate's report; its `details.files` lists those files. Raises what the stages raise.
     """
     console = Console()
     story = _Story(console, total=7 + (steps.prune is not None))
@@ -78,7 +80,14 @@ def upgrade(
     story.tell("May it replace the model in service?")
     verdict = steps.gate(candidate, store=store, baseline=baseline, data=data)
     story.tell("Release" if verdict.verdict == "pass" else "No release; the reasons are in the report")
-    return _conclude(verdict, candidate, baseline, alias=alias, store=store, data=data, steps=steps)
+    try:
+        steps.release(candidate, store=store, alias=alias, baseline=baseline, data=data, output=output)
+    except (CheckFailed, Undecided) as refusal:
+        logger.warning("%s", refusal)
+    files = {"report page": str(output / f"report-{candidate.short}.html")}
+    if verdict.verdict == "pass":
+        files = {"model card": str(output / CARD), **files}
+    return replace(verdict, details={**verdict.details, "files": files})
 
 
 def _baseline(alias: str, *, store: Store, steps: Steps, predecessor: Predecessor | None, run_dir: Path) -> Bundle:
@@ -96,14 +105,6 @@ def _baseline(alias: str, *, store: Store, steps: Steps, predecessor: Predecesso
     if alias not in store.aliases.names():
         store.aliases.promote(alias, baseline.digest, note="the model in service before the upgrade")
     return baseline
-
-
-def _conclude(
-    verdict: Report, candidate: Bundle, baseline: Bundle, *, alias: str, store: Store, data: ImageSet, steps: Steps
-) -> Report:
-    """Release a candidate that passed, write the pages either way, and point at them in the report returned."""
-    files = steps.release(candidate, store=store, alias=alias, baseline=baseline, data=data)
-    return replace(verdict, details={**verdict.details, "files": files})
 
 
 class _Story:
