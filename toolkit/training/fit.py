@@ -1,0 +1,200 @@
+"""Fit a net to images: the one way anything is trained, whether to transfer, to retrain or to recover from pruning."""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+
+from toolkit.bundle import Preprocessing, recipe_yaml
+from toolkit.bundle.atomic import write_atomic
+from toolkit.data import Pixels
+from toolkit.errors import InputRefused, UsageError
+from toolkit.models import find_head, stage_names
+from toolkit.training import processes
+from toolkit.training.checkpoint import Checkpoints
+from toolkit.training.course import Course
+from toolkit.training.feed import Task
+from toolkit.training.freeze import restored
+from toolkit.training.learner import Learner, Stopped, Surroundings
+from toolkit.training.metrics import require_defined
+from toolkit.training.options import FitOptions
+from toolkit.training.progress import Progress
+from toolkit.training.schedule import Schedule
+from toolkit.training.signals import Interrupted, Signals, Terminated
+from toolkit.training.trainer import TrainerSpec, num_threads, run_lightning
+
+RUN = "run.json"
+CHECKPOINTS = "checkpoints"
+
+logger = logging.getLogger(__name__)
+
+LoggerMaker = Logger | Callable[[Path], Logger]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit came to.
+
+    `best_metric` is the monitored metric of the weights the net now holds; `history` has one record an epoch (phase,
+    epoch, step, lr, losses, metrics, seconds so far); `seconds` is the time in training and validation, over all
+    interrupted parts; `feature_seconds` the time in it that computing a frozen net's features took.
+    """
+
+    monitor: str
+    best_metric: float
+    history: tuple[Mapping[str, float], ...]
+    num_steps: int
+    seconds: float
+    feature_seconds: float
+
+
+def fit(
+    net: nn.Module,
+    *,
+    train: Pixels,
+    val: Pixels,
+    preprocessing: Preprocessing,
+    schedule: Schedule,
+    options: FitOptions,
+    trainer: TrainerSpec,
+    run_dir: Path,
+    resume: bool = False,
+    teacher: nn.Module | None = None,
+    loggers: Sequence[LoggerMaker] = (),
+) -> FitResult:
+    """Train `net` in place on `train`, choosing weights on `val`; afterwards it holds the best ones, on the CPU.
+
+    `net` takes normalised float images_NCHW; `teacher` (for `options.distillation`) takes float pixels 0..255. `run_dir`
+    receives checkpoints and logs; `resume` continues the run it holds, to the weights the uninterrupted run would have
+    reached (bit for bit on the CPU). Each parameter's `requires_grad` and each module's mode are as before.
+
+    Raises `UsageError` and `InputRefused` for settings and data that do not fit, `Diverged` at the first step that is not
+    finite, `Terminated` and `Interrupted` after a signal, when the run has saved.
+    """
+    task = Task(train, val, preprocessing, options, teacher)
+    _require_sound(task)
+    trainer.require_supported()
+    cuda = [torch.cuda.current_device()] if trainer.device_type == "cuda" else []
+    with Signals() as signals, num_threads(trainer.threads), torch.random.fork_rng(devices=cuda), restored(net):
+        checkpoints = Checkpoints(run_dir / CHECKPOINTS)
+        identity = _identity(net, task, schedule)
+        state = _open_run(run_dir, identity, checkpoints) if resume else _start_run(run_dir, identity, checkpoints)
+        torch.manual_seed(options.seed)
+        with Progress(options.monitor, quiet=processes.rank() > 0) as progress, _layout(net, trainer):
+            head = net.get_submodule(find_head(net))
+            around = Surroundings(trainer, stage_names(net), head, checkpoints, signals, progress)
+            learner = Learner(net, task=task, schedule=schedule, around=around, state=state)
+            if not learner.course.finished:
+                _run(learner, trainer, loggers=_opened(loggers, run_dir), run_dir=run_dir)
+            net.load_state_dict(learner.course.best)
+    return _result(learner.course, options.monitor)
+
+
+@contextlib.contextmanager
+def _layout(net: nn.Module, trainer: TrainerSpec) -> Iterator[None]:
+    """Lay the weights out as `trainer` wants them, and plainly again afterwards."""
+    if trainer.channels_last:
+        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    try:
+        yield
+    finally:
+        net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+
+
+def _run(learner: Learner, trainer: TrainerSpec, *, loggers: Sequence[Logger], run_dir: Path) -> None:
+    signals = learner.around.signals
+    try:
+        run_lightning(learner, trainer, loggers=loggers, run_dir=run_dir)
+    except Stopped:
+        learner.save()
+        message = f"Stopped by a signal at step {learner.course.num_steps}; continue with resume={run_dir}"
+        logger.warning(message)
+        raise Terminated(message) if signals.terminated else Interrupted(message) from None
+    except SystemExit:  # Lightning's answer to a second interrupt
+        raise KeyboardInterrupt from None
+
+
+def _result(course: Course, monitor: str) -> FitResult:
+    assert course.best_value is not None
+    return FitResult(
+        monitor=monitor,
+        best_metric=course.best_value,
+        history=tuple(course.history),
+        num_steps=course.num_steps,
+        seconds=course.seconds,
+        feature_seconds=course.notes.get("feature_seconds", 0.0),
+    )
+
+
+def _opened(loggers: Sequence[LoggerMaker], run_dir: Path) -> list[Logger]:
+    return [entry if isinstance(entry, Logger) else entry(run_dir) for entry in loggers]
+
+
+def _require_sound(task: Task) -> None:
+    train, val, options = task.train, task.val, task.options
+    if len(train) == 0 or len(val) == 0:
+        raise InputRefused(f"training needs images to learn from and to validate on; got {len(train)} and {len(val)}")
+    if tuple(train.labels) != tuple(val.labels):
+        raise InputRefused(f"training labels {list(train.labels)} differ from validation labels {list(val.labels)}")
+    require_defined(options.monitor, val.targets_N, len(train.labels))
+    if options.distillation is not None and task.teacher is None:
+        raise UsageError("options.distillation is set, but there is no teacher to learn from")
+
+
+# -- the run directory ------------------------------------------------------------------------------------------------
+
+
+def _identity(net: nn.Module, task: Task, schedule: Schedule) -> dict[str, str]:
+    """What makes two runs the same run, by name: settings as YAML, weights and data by hash."""
+    options, train, val = task.options, task.train, task.val
+    return {
+        "schedule": recipe_yaml({"schedule": schedule}),
+        "options": recipe_yaml({"options": options}),
+        "starting weights": _hash(net.state_dict().values()),
+        "training images": _hash([train.targets_N, torch.tensor(train.images_NCHW.shape)], train.keys),
+        "validation images": _hash([val.targets_N, torch.tensor(val.images_NCHW.shape)], val.keys),
+    }
+
+
+def _hash(tensors: Iterable[Tensor], words: Sequence[str] = ()) -> str:
+    sha256 = hashlib.sha256("\0".join(words).encode())
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        sha256.update(flat.numpy().data)
+    return sha256.hexdigest()
+
+
+def _start_run(run_dir: Path, identity: Mapping[str, str], checkpoints: Checkpoints) -> None:
+    """Refuse to write over another run, and say which run this is."""
+    if checkpoints.paths():
+        raise UsageError(
+            f"{run_dir} already holds a run. Continue it with resume={run_dir}, or give another run_dir (hydra.run.dir=...)."
+        )
+    if processes.rank() == 0:
+        write_atomic(run_dir / RUN, json.dumps(identity, indent=1).encode())
+
+
+def _open_run(run_dir: Path, identity: Mapping[str, str], checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """The state to continue from; None for a run that was stopped before its first checkpoint."""
+    try:
+        before = json.loads((run_dir / RUN).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputRefused(f"{run_dir} holds no run to resume (no readable {RUN}). Give the directory of a run.") from error
+    changed = [name for name in identity if before.get(name) != identity[name]]
+    if changed:
+        raise InputRefused(
+            f"the run in {run_dir} had other {', '.join(changed)}: resume it with the settings it was started with "
+            f"({run_dir / RUN} and {run_dir / '.hydra'} hold them), or start a new run."
+        )
+    state = checkpoints.load()
+    if state is None:
+        logger.info("the run in %s was stopped before its first checkpoint: starting it from the beginning", run_dir)
+    return state

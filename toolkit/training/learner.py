@@ -1,0 +1,291 @@
+"""The one LightningModule: it trains any net through the phases of a schedule.
+
+Lightning gives it devices, processes, the epoch loop and loggers. Optimisation is manual, sums stay on the device, and
+metrics are logged once an epoch, because logging through the framework costs more than a small step itself. All state a
+resumed run needs is kept here, not in Lightning's loops: the loader hands out numbers of steps, never data, so there is no
+second account of the position that could disagree. All randomness of a step follows from (seed, step), but for the
+generator of Dropout, whose state goes into the checkpoint.
+
+Shapes: N samples, K classes.
+"""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from toolkit.training import processes
+from toolkit.training.average import Average
+from toolkit.training.checkpoint import Checkpoints
+from toolkit.training.course import Course
+from toolkit.training.feed import Feed, ImageFeed, Task, feature_feed, validation_logits
+from toolkit.training.freeze import Stages, running_statistics, set_modes, unfreeze
+from toolkit.training.guard import FiniteGuard
+from toolkit.training.loss import Objective, balanced_weights
+from toolkit.training.metrics import scores
+from toolkit.training.optimiser import build_optimiser, clip, rate_factor, set_rate
+from toolkit.training.order import StepCounts, epoch_batches, num_batches
+from toolkit.training.progress import Progress, title_of
+from toolkit.training.randomness import random_state, restore_random_state
+from toolkit.training.schedule import Phase, Schedule
+from toolkit.training.signals import Signals
+from toolkit.training.trainer import TrainerSpec
+
+
+class Stopped(BaseException):
+    """A signal asked for an end, and the state is saved."""
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What a learner works with beside its net and its task; `stages` are the net's, the head last."""
+
+    spec: TrainerSpec
+    stages: Stages
+    head: nn.Module
+    checkpoints: Checkpoints
+    signals: Signals
+    progress: Progress
+
+
+class Learner(LightningModule):
+    """Trains `net` on `task` through `schedule`; `state`, a checkpoint's content, continues an interrupted run."""
+
+    def __init__(
+        self, net: nn.Module, *, task: Task, schedule: Schedule, around: Surroundings, state: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.net, self.task, self.schedule, self.around = net, task, schedule, around
+        self.course = Course() if state is None else Course.from_state_dict(state["course"])
+        self._state = state
+        if state is not None:
+            net.load_state_dict(state["net"])
+        self._call = torch.compile(net) if around.spec.compile else net
+        self._saved_at_s = self._watch_s = time.monotonic()
+        self._average: Average | None = None
+
+    # -- hooks Lightning calls ----------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Freeze for the present phase and build its optimiser."""
+        self._freeze()
+        return self._optimiser
+
+    def on_fit_start(self) -> None:
+        """The net is on its device: prepare the present phase, at its start or where the checkpoint left it."""
+        options, classes = self.task.options, len(self.task.train.labels)
+        weighted = options.class_weights is not False
+        weight_K = balanced_weights(self.task.train.targets_N, classes).to(self.device) if weighted else None
+        self._objective = Objective(options.label_smoothing, weight_K, options.distillation)
+        self._num_batches = num_batches(len(self.task.train), batch_size=options.batch_size, world_size=processes.world_size())
+        processes.copy_from_first(self.net)
+        if self.task.teacher is not None:
+            self.task.teacher.to(self.device).eval()
+        self._begin_phase(self._state)
+        self._state = None
+
+    def train_dataloader(self) -> StepCounts:
+        """How many steps each call of `training_step` is to take, until the epoch is over."""
+        return StepCounts(lambda: self._num_batches - self.course.batch, lambda: self._feed.steps_per_call)
+
+    def on_train_start(self) -> None:
+        """Lightning has installed its own signal handlers by now: put ours back."""
+        self.around.signals.listen()
+
+    def training_step(self, num_steps: int, batch_idx: int) -> None:
+        """Take `num_steps` optimiser steps, saving when it is time to."""
+        for _ in range(num_steps):
+            self._step()
+            self._tick()
+            if self._save_is_due():
+                self.save()
+        self.around.progress.advance(num_steps)
+
+    def on_train_epoch_end(self) -> None:
+        """Validate, keep the best weights, log, and move to the next epoch, phase or the end."""
+        course, phase = self.course, self._phase
+        self._guard.look()
+        record = self._record()
+        course.history.append(record)
+        self.around.progress.epoch(record)
+        for logger in self.loggers:
+            logger.log_metrics(record, step=len(course.history))
+            logger.save()
+        if course.next_epoch(num_epochs=phase.epochs, patience=self.task.options.patience):
+            self._begin_epoch()
+            if self._save_is_due():
+                self.save()
+        else:
+            self.around.progress.phase_done()
+            course.next_phase(len(self.schedule.phases))
+            self.net.load_state_dict(course.best)
+            if course.finished:
+                self.trainer.should_stop = True
+                self.save()
+            else:
+                self._begin_phase(None)
+                self.save()
+
+    # -- phases and epochs --------------------------------------------------------------------------------------------
+
+    @property
+    def _phase(self) -> Phase:
+        return self.schedule.phases[self.course.phase]
+
+    def _freeze(self) -> None:
+        phase, options = self._phase, self.task.options
+        unfreeze(self.net, self.around.stages, depth=phase.depth)
+        self._optimiser = build_optimiser(self.net, self.around.stages, phase, weight_decay=options.weight_decay)
+        self._set_modes()
+        self._learning = [p for group in self._optimiser.param_groups for p in group["params"]]
+
+    def _set_modes(self) -> None:
+        set_modes(self.net, head_only=self._phase.depth == 0, freeze_batchnorm=self.task.options.freeze_batchnorm)
+
+    def _begin_phase(self, state: Mapping[str, Any] | None) -> None:
+        """Set the present phase up; `state` holds what a checkpoint knew of it."""
+        phase, spec, options = self._phase, self.around.spec, self.task.options
+        if state is None and self.course.phase > 0:
+            self._freeze()
+            self.trainer.strategy.optimizers = [self._optimiser]
+        live = {name: p for name, p in self.net.named_parameters() if p.requires_grad} | running_statistics(self.net)
+        self._average = Average(live, decay=options.ema_decay) if options.ema_decay else None
+        if state is not None:
+            self._restore(state)
+        self._guard = FiniteGuard(
+            self._optimiser, device=self.device, where=f"phase {self.course.phase + 1}, {title_of(phase)}"
+        )
+        done = self.course.epoch * self._num_batches + self.course.batch
+        self.around.progress.phase(phase, num_steps=phase.epochs * self._num_batches, done=done)
+        self._begin_epoch()
+        images = ImageFeed(self._call, self.task, device=self.device, channels_last=spec.channels_last, augment=phase.augment)
+        self._feed: Feed = self._features(images) or images
+
+    def _features(self, images: ImageFeed) -> Feed | None:
+        started_s = time.perf_counter()
+        self.around.progress.passes("looking at every image once")
+        with self._autocast():
+            images.remember_teacher(self._tick)
+            if self._phase.depth != 0 or not self.around.spec.cache_features:
+                return None
+            feed = feature_feed(self.net, self.around.head, images, num=self.task.options.batch_size, tick=self._tick)
+        self.course.notes["feature_seconds"] = time.perf_counter() - started_s
+        return feed
+
+    def _begin_epoch(self) -> None:
+        options, epochs_before = self.task.options, len(self.course.history)
+        self._batches_N = epoch_batches(
+            len(self.task.train),
+            batch_size=options.batch_size,
+            draw=(options.seed, epochs_before),
+            rank=processes.rank(),
+            world_size=processes.world_size(),
+        )
+        self._tally = torch.tensor(self.course.tally, device=self.device)
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        course, options = self.course, self.task.options
+        done = course.epoch * self._num_batches + course.batch
+        factor = rate_factor(done, num_steps=self._phase.epochs * self._num_batches, warmup=self._phase.warmup)
+        set_rate(self._optimiser, factor)
+        draw = (options.seed, course.num_steps, processes.rank())
+        with self._autocast():
+            batch = self._feed.train(self._batches_N[course.batch], draw=draw)
+        total, weight = self._objective(batch.logits_NK, batch.targets, batch.teacher_NK)
+        self._count(batch.logits_NK.detach(), batch.targets.first_N, total.detach(), weight)
+        processes.sum_in_place([weight])
+        (total / weight).backward()
+        gradients = [p.grad for p in self._learning if p.grad is not None]
+        processes.sum_in_place(gradients)
+        norm = clip(gradients, norm=options.clip_norm)
+        self._guard.admit(course.num_steps + 1, total, norm)
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update()
+        course.num_steps += 1
+        course.batch += 1
+
+    def _count(self, logits_NK: Tensor, targets_N: Tensor, total: Tensor, weight: Tensor) -> None:
+        right = (logits_NK.argmax(1) == targets_N).sum()
+        self._tally += torch.stack([total, weight, right, torch.full_like(total, len(targets_N))])
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        dtype = self.around.spec.autocast_dtype
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    # -- the end of an epoch ------------------------------------------------------------------------------------------
+
+    def _record(self) -> dict[str, float]:
+        """Validate (the averaged weights, where there are any), keep them if they are the best, and describe the epoch."""
+        processes.average_in_place(list(running_statistics(self.net).values()))
+        with self._average.in_place() if self._average is not None else contextlib.nullcontext():
+            found = scores(self._validate(), self.task.val.targets_N)
+            if self.course.is_best(found, self.task.options.monitor):
+                self.course.best = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
+        processes.sum_in_place([self._tally])
+        total, weight, right, count = self._tally.tolist()
+        self._clock()
+        return {
+            "phase": self.course.phase + 1,
+            "epoch": self.course.epoch + 1,
+            "step": self.course.num_steps,
+            "lr": max(group["lr"] for group in self._optimiser.param_groups),
+            "train_loss": total / weight,
+            "train_accuracy": right / count,
+            **found,
+            "seconds": round(self.course.seconds, 3),
+        }
+
+    def _validate(self) -> Tensor:
+        self.net.eval()
+        try:
+            with torch.no_grad(), self._autocast():
+                return validation_logits(self._feed, self.task, device=self.device, tick=self._tick)
+        finally:
+            self._set_modes()
+
+    # -- saving, stopping, resuming -----------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """Between two batches: leave when a signal asks for it; what is unwound on the way leaves a state to save."""
+        if self.around.signals.received is not None:
+            raise Stopped
+
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self._saved_at_s >= self.around.spec.checkpoint_every_s
+
+    def save(self) -> None:
+        """Write a checkpoint, if all is finite (else `Diverged`); only the first process does."""
+        self._guard.look()
+        self._clock()
+        self.course.tally = self._tally.tolist()
+        state = {
+            "course": self.course.state_dict(),
+            "net": self.net.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "random": random_state(self.device),
+        }
+        if processes.rank() == 0:
+            self.around.checkpoints.save(state)
+        self._saved_at_s = time.monotonic()
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self._optimiser.load_state_dict(state["optimiser"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        restore_random_state(state["random"], self.device)
+
+    def _clock(self) -> None:
+        now_s = time.monotonic()
+        self.course.seconds += now_s - self._watch_s
+        self._watch_s = now_s

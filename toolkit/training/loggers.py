@@ -1,0 +1,85 @@
+"""Where the metrics of each epoch go: one function a logger, called with the run's directory when the fit starts.
+
+A run directory names a run: the loggers' run ids are derived from it, so a resumed run goes on in the same place and two
+runs of a sweep never share one.
+"""
+
+import csv
+import hashlib
+import io
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from toolkit.bundle.atomic import write_atomic
+from toolkit.errors import missing_extra
+
+CSV = "metrics.csv"
+
+
+class CsvLogger(Logger):
+    """Writes `metrics.csv`, a row an epoch; a resumed run replaces the rows after the epoch it went back to."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.path = directory / CSV
+        self._rows: list[dict[str, str]] = []
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as stream:
+                self._rows = list(csv.DictReader(stream))
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Hyperparameters stand in the bundle's recipe, not here."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write the row of epoch `step` (counted over all phases, from 1)."""
+        assert step is not None
+        self._rows = [*self._rows[: step - 1], {key: f"{value:.6g}" for key, value in metrics.items()}]
+        columns = list(dict.fromkeys(key for row in self._rows for key in row))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomic(self.path, text.getvalue().encode())
+
+
+def csv_file(run_dir: Path) -> Logger:
+    """`metrics.csv` in the run directory."""
+    return CsvLogger(run_dir)
+
+
+def tensorboard(run_dir: Path) -> Logger:
+    """TensorBoard events in `tensorboard/` of the run directory; needs the extra `tensorboard`."""
+    try:
+        return TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False)
+    except ModuleNotFoundError as error:
+        raise missing_extra("tensorboard", "tensorboard", "logger=tensorboard") from error
+
+
+def mlflow(run_dir: Path, *, experiment: str = "toolkit", tracking_uri: str | None = None) -> Logger:
+    """An MLflow run at `tracking_uri` (default: MLflow's own, MLFLOW_TRACKING_URI); needs the extra `mlflow`."""
+    try:
+        return MLFlowLogger(experiment_name=experiment, run_name=run_dir.name, tracking_uri=tracking_uri)
+    except ModuleNotFoundError as error:
+        raise missing_extra("mlflow", "mlflow", "logger=mlflow") from error
+
+
+def wandb(run_dir: Path, *, project: str = "toolkit", offline: bool = False) -> Logger:
+    """A Weights & Biases run whose id follows from the run directory; needs the extra `wandb`."""
+    identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+    try:
+        return WandbLogger(
+            name=run_dir.name, save_dir=run_dir, project=project, offline=offline, id=identity, resume="allow", reinit=True
+        )
+    except ModuleNotFoundError as error:
+        raise missing_extra("wandb", "wandb", "logger=wandb") from error

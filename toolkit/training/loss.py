@@ -1,0 +1,69 @@
+"""The training objective: cross entropy with smoothing and class weights, mixed targets, and a teacher's softened logits.
+
+Losses come per sample, with their normaliser apart: a process that holds a part of the batch then contributes exactly its
+part, and the gradient does not depend on how many processes share the batch.
+
+Shapes: N samples, K classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toolkit.training.options import Distillation
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What the samples of a batch are: `first_N` alone, or the share `share_N` of `first_N` and the rest of `second_N`."""
+
+    first_N: Tensor
+    second_N: Tensor | None = None
+    share_N: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The loss of one fit; `weight_K` weighs the classes (mean over the samples: 1) or is None."""
+
+    label_smoothing: float
+    weight_K: Tensor | None
+    distillation: Distillation | None
+
+    def __call__(self, logits_NK: Tensor, targets: Targets, teacher_NK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The summed loss of the batch and what it is to be divided by, two scalars."""
+        logits_NK = logits_NK.float()
+        loss_N, weight_N = self._cross_entropy(logits_NK, targets.first_N)
+        if targets.second_N is not None and targets.share_N is not None:
+            other_N, other_weight_N = self._cross_entropy(logits_NK, targets.second_N)
+            loss_N = torch.lerp(other_N, loss_N, targets.share_N)
+            weight_N = torch.lerp(other_weight_N, weight_N, targets.share_N)
+        if self.distillation is None or teacher_NK is None:
+            return loss_N.sum(), weight_N.sum()
+        share = self.distillation.weight
+        hard = (1 - share) * loss_N.sum() * (len(loss_N) / weight_N.sum())
+        soft = share * divergence(logits_NK, teacher_NK, temperature=self.distillation.temperature).sum()
+        return hard + soft, torch.full_like(hard.detach(), len(loss_N))
+
+    def _cross_entropy(self, logits_NK: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        loss_N = F.cross_entropy(
+            logits_NK, targets_N, weight=self.weight_K, label_smoothing=self.label_smoothing, reduction="none"
+        )
+        weight_N = torch.ones_like(loss_N) if self.weight_K is None else self.weight_K[targets_N]
+        return loss_N, weight_N
+
+
+def divergence(logits_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
+    """`temperature**2 * KL(teacher || student)` per sample, both softened by `temperature` (Hinton et al., 2015)."""
+    student_NK = F.log_softmax(logits_NK / temperature, dim=1)
+    teacher_NK = F.log_softmax(teacher_NK.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(student_NK, teacher_NK, reduction="none", log_target=True).sum(1)
+
+
+def balanced_weights(targets_N: Tensor, num_classes: int) -> Tensor:
+    """Weights_K inversely proportional to class frequency, with mean 1 over the samples; an absent class gets 0."""
+    count_K = torch.bincount(targets_N, minlength=num_classes).float()
+    present = int((count_K > 0).sum())
+    return torch.where(count_K > 0, len(targets_N) / (present * count_K.clamp(min=1)), 0.0)
