@@ -1,7 +1,22 @@
 """Images in, pixels out: the one place where image files become tensors."""
 
+from toolkit.data.augment import Augment, AugmentSpec, draws_NK
 from toolkit.data.images import SPLITS, ImageSet, Sample
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.preprocessing import Normalise, render
+from toolkit.data.sampler import Batches, EpochSampler
 
-__all__ = ["SPLITS", "ImageSet", "Normalise", "Pixels", "Sample", "load_pixels", "render"]
+__all__ = [
+    "SPLITS",
+    "Augment",
+    "AugmentSpec",
+    "Batches",
+    "EpochSampler",
+    "ImageSet",
+    "Normalise",
+    "Pixels",
+    "Sample",
+    "draws_NK",
+    "load_pixels",
+    "render",
+]

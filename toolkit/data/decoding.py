@@ -15,7 +15,10 @@ from PIL import Image
 
 from toolkit.errors import InputRefused
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000")
+Image.init()  # registers the formats this build of PIL knows; an unregistered name in `formats` would be a KeyError
+FORMATS = tuple(
+    name for name in ("JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000") if name in Image.OPEN
+)
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2")
 )

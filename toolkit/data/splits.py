@@ -1,4 +1,4 @@
-"""Which image goes to train, val or test: fixed by its content and a seed, stratified, and never split from its duplicate.
+"""Which image goes to train, val or test: fixed by its content and a seed, stratified, and never parted from its duplicate.
 
 Images are ranked by a hash of seed and content, not drawn in order: adding or renaming files moves only the few images at
 the borders, so most of what was a test image for the model in service is one for its successor too. Images with equal
@@ -7,10 +7,37 @@ content go to one split together, because a copy in the training set turns a tes
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import replace
 
-from toolkit.data.images import Split
+from toolkit.data.images import Sample, Split, content_digests
 from toolkit.errors import UsageError
+
+
+def with_splits(
+    samples: Sequence[Sample], *, val_fraction: float, test_fraction: float, seed: int, given: Collection[Split] = ()
+) -> tuple[Sample, ...]:
+    """The samples, their `train` part divided by class and slice; a split named in `given` is left as it is.
+
+    Reads every file to hash it. Raises `UsageError` for impossible fractions.
+    """
+    _require_fractions(val_fraction, test_fraction)
+    val_fraction = 0.0 if "val" in given else val_fraction
+    test_fraction = 0.0 if "test" in given else test_fraction
+    divided = [i for i, sample in enumerate(samples) if sample.split == "train"]
+    if val_fraction + test_fraction == 0 or not divided:
+        return tuple(samples)
+    splits = assign_splits(
+        content_digests([samples[i] for i in divided]),
+        [(samples[i].target, samples[i].slice) for i in divided],
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
+    result = list(samples)
+    for i, split in zip(divided, splits, strict=True):
+        result[i] = replace(samples[i], split=split)
+    return tuple(result)
 
 
 def assign_splits(
@@ -21,10 +48,7 @@ def assign_splits(
     Each stratum is divided into test, val and train by the fractions (0..1, together below 1), to the nearest image; where
     it has enough images, no split with a positive fraction is left empty. Raises `UsageError` for impossible fractions.
     """
-    if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
-        raise UsageError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction} must be at least 0 and together below 1."
-        )
+    _require_fractions(val_fraction, test_fraction)
     members: dict[str, list[int]] = defaultdict(list)
     for index, digest in enumerate(digests):
         members[digest].append(index)
@@ -51,3 +75,10 @@ def _counts(num_images: int, val_fraction: float, test_fraction: float) -> tuple
         num_test = max(num_test, 1) if test_fraction > 0 else 0
         num_val = max(num_val, 1) if val_fraction > 0 else 0
     return num_test, num_val
+
+
+def _require_fractions(val_fraction: float, test_fraction: float) -> None:
+    if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
+        raise UsageError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction} must be at least 0 and together below 1."
+        )
