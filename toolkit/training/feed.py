@@ -17,12 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.bundle import Preprocessing
-from toolkit.data import Augment, Normalise, Pixels
+from toolkit.data import Augment, Normalise, Pixels, draws_NK
 from toolkit.training import processes
 from toolkit.training.loss import Targets
 from toolkit.training.mixing import mix
 from toolkit.training.options import FitOptions
-from toolkit.training.randomness import seed_of
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The step a batch is for: with the images' indices it fixes everything random about the batch."""
+
+    seed: int
+    epoch: int
+    step: int
+
 
 Tick = Callable[[], None]
 """Called before each batch of a long pass; raises to leave it."""
@@ -53,8 +62,8 @@ class Feed(Protocol):
 
     steps_per_call: int
 
-    def train(self, indices_N: Tensor, *, draw: tuple[int, int, int]) -> Batch:
-        """Logits and targets of the training samples `indices_N`; `draw` = (seed, step, rank) fixes all randomness."""
+    def train(self, indices_N: Tensor, *, moment: Moment) -> Batch:
+        """Logits and targets of the training samples `indices_N` at `moment`."""
         ...
 
     def validate(self, indices_N: Tensor) -> Tensor:
@@ -78,7 +87,6 @@ class ImageFeed:
         self.train_targets_N = task.train.targets_N.to(device)
         self.augment = Augment(task.options.augment).to(device) if augment and task.options.augment is not None else None
         self.mixing = augment and max(task.options.mixup, task.options.cutmix) > 0
-        self.generator = torch.Generator(device)
         self.teacher_NK: Tensor | None = None
 
     @property
@@ -96,14 +104,21 @@ class ImageFeed:
             answers.append(self._ask(self._take(self.train_NCHW, indices_N).float()))
         self.teacher_NK = torch.cat(answers)
 
-    def train(self, indices_N: Tensor, *, draw: tuple[int, int, int]) -> Batch:
+    def train(self, indices_N: Tensor, *, moment: Moment) -> Batch:
         images_NCHW = self._take(self.train_NCHW, indices_N)
         targets = Targets(self.train_targets_N[indices_N.to(self.device)])
         if self.augment is not None:
-            images_NCHW = self.augment(images_NCHW, self.generator.manual_seed(seed_of(draw)))
+            draws = draws_NK(indices_N.to(self.device), seed=moment.seed, epoch=moment.epoch)
+            images_NCHW = self.augment(images_NCHW, draws_NK=draws)
         if self.mixing:
             options = self.task.options
-            images_NCHW, targets = mix(images_NCHW, targets.first_N, mixup=options.mixup, cutmix=options.cutmix, draw=draw)
+            images_NCHW, targets = mix(
+                images_NCHW,
+                targets.first_N,
+                mixup=options.mixup,
+                cutmix=options.cutmix,
+                draw=(moment.seed, moment.step, processes.rank()),
+            )
         images_NCHW = images_NCHW.float()
         return Batch(self._forward(images_NCHW), targets, self.teacher(images_NCHW, indices_N))
 
@@ -143,7 +158,7 @@ class FeatureFeed:
         self.train_features, self.val_features = train_features, val_features
         self.train_targets_N = images.train_targets_N
 
-    def train(self, indices_N: Tensor, *, draw: tuple[int, int, int]) -> Batch:
+    def train(self, indices_N: Tensor, *, moment: Moment) -> Batch:
         at_N = indices_N.to(self.images.device)
         teacher_NK = None if self.images.teacher_NK is None else self.images.teacher_NK[at_N]
         return Batch(self._head(self.train_features[at_N]), Targets(self.train_targets_N[at_N]), teacher_NK)

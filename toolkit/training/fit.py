@@ -44,14 +44,16 @@ class FitResult:
     """What a fit came to.
 
     `best_metric` is the monitored metric of the weights the net now holds; `history` has one record an epoch (phase,
-    epoch, step, lr, losses, metrics, seconds so far); `seconds` is the time in training and validation, over all
-    interrupted parts; `feature_seconds` the time in it that computing a frozen net's features took.
+    epoch, step, lr, losses, metrics, seconds so far); `num_images` counts the images learned from, over all epochs;
+    `seconds` is the time in training and validation, over all parts of an interrupted run, and `feature_seconds` what of
+    it went into computing a frozen net's features.
     """
 
     monitor: str
     best_metric: float
     history: tuple[Mapping[str, float], ...]
     num_steps: int
+    num_images: int
     seconds: float
     feature_seconds: float
 
@@ -95,7 +97,7 @@ def fit(
             if not learner.course.finished:
                 _run(learner, trainer, loggers=_opened(loggers, run_dir), run_dir=run_dir)
             net.load_state_dict(learner.course.best)
-    return _result(learner.course, options.monitor)
+    return _result(learner.course, options.monitor, len(train))
 
 
 @contextlib.contextmanager
@@ -122,13 +124,14 @@ def _run(learner: Learner, trainer: TrainerSpec, *, loggers: Sequence[Logger], r
         raise KeyboardInterrupt from None
 
 
-def _result(course: Course, monitor: str) -> FitResult:
+def _result(course: Course, monitor: str, num_images: int) -> FitResult:
     assert course.best_value is not None
     return FitResult(
         monitor=monitor,
         best_metric=course.best_value,
         history=tuple(course.history),
         num_steps=course.num_steps,
+        num_images=num_images * len(course.history),
         seconds=course.seconds,
         feature_seconds=course.notes.get("feature_seconds", 0.0),
     )

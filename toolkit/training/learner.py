@@ -23,7 +23,7 @@ from toolkit.training import processes
 from toolkit.training.average import Average
 from toolkit.training.checkpoint import Checkpoints
 from toolkit.training.course import Course
-from toolkit.training.feed import Feed, ImageFeed, Task, feature_feed, validation_logits
+from toolkit.training.feed import Feed, ImageFeed, Moment, Task, feature_feed, validation_logits
 from toolkit.training.freeze import Stages, running_statistics, set_modes, unfreeze
 from toolkit.training.guard import FiniteGuard
 from toolkit.training.loss import Objective, balanced_weights
@@ -183,7 +183,8 @@ class Learner(LightningModule):
         self._batches_N = epoch_batches(
             len(self.task.train),
             batch_size=options.batch_size,
-            draw=(options.seed, epochs_before),
+            seed=options.seed,
+            epoch=epochs_before,
             rank=processes.rank(),
             world_size=processes.world_size(),
         )
@@ -196,9 +197,9 @@ class Learner(LightningModule):
         done = course.epoch * self._num_batches + course.batch
         factor = rate_factor(done, num_steps=self._phase.epochs * self._num_batches, warmup=self._phase.warmup)
         set_rate(self._optimiser, factor)
-        draw = (options.seed, course.num_steps, processes.rank())
+        moment = Moment(options.seed, len(course.history), course.num_steps)
         with self._autocast():
-            batch = self._feed.train(self._batches_N[course.batch], draw=draw)
+            batch = self._feed.train(self._batches_N[course.batch], moment=moment)
         total, weight = self._objective(batch.logits_NK, batch.targets, batch.teacher_NK)
         self._count(batch.logits_NK.detach(), batch.targets.first_N, total.detach(), weight)
         processes.sum_in_place([weight])

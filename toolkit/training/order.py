@@ -5,23 +5,23 @@ A run that is resumed, or shared by another number of processes, therefore sees 
 
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import Tensor
 
+from toolkit.data import EpochSampler
 from toolkit.errors import UsageError
-from toolkit.training.randomness import seed_of
 
 
 def epoch_batches(
-    num_samples: int, *, batch_size: int, draw: tuple[int, int], rank: int = 0, world_size: int = 1
+    num_samples: int, *, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
 ) -> list[Tensor]:
-    """The batches (indices_N) that process `rank` takes in an epoch; `draw` is (seed, epoch).
+    """The batches (indices_N) that process `rank` takes in epoch `epoch`, counted over all phases.
 
     Every sample comes once, but for a last batch with fewer samples than processes, or a single one (no BatchNorm can
     train on it), which is dropped. Raises `UsageError` when nothing would be left.
     """
-    generator = torch.Generator().manual_seed(seed_of(draw))
-    batches_N = list(torch.randperm(num_samples, generator=generator).split(batch_size))
+    sampler = EpochSampler(num_samples, seed)
+    sampler.set_epoch(epoch)
+    batches_N = list(sampler.order().split(batch_size))
     if len(batches_N[-1]) < max(world_size, min(2, batch_size)):
         batches_N.pop()
     if not batches_N:

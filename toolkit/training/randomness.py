@@ -1,20 +1,9 @@
-"""Seeds made of several numbers, and the state of torch's own generators for what cannot be seeded a step."""
+"""The state of torch's own generators, which Dropout and stochastic depth draw from; all else is seeded by the step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-
-
-def seed_of(numbers: Sequence[int]) -> int:
-    """A well mixed 63-bit seed of some numbers (the finaliser of SplitMix64, Steele et al., 2014)."""
-    mask, state = (1 << 64) - 1, 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & mask
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
-        state ^= state >> 31
-    return state >> 1
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""Stage `finetune`."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.bundle import Bundle, Measurement, Report, Store, environment, lineage, recipe_yaml
+from toolkit.data import ImageSet, audit, load_pixels, require_sound
+from toolkit.models import pixel_contract, replace_head, restore
+from toolkit.training import FitOptions, FitResult, Schedule, TrainerSpec, fit
+from toolkit.training.fit import LoggerMaker
+
+log = logging.getLogger(__name__)
+
+
+def finetune(
+    bundle: Bundle,
+    *,
+    store: Store,
+    data: ImageSet,
+    schedule: Schedule,
+    options: FitOptions,
+    trainer: TrainerSpec,
+    run_dir: Path,
+    logger: Mapping[str, LoggerMaker] | Sequence[LoggerMaker] = (),
+    resume: Path | None = None,
+) -> Bundle:
+    """Train a bundle on data: linear probe, gradual unfreezing or everything, as the schedule says.
+
+    The data is checked first. Where its labels differ from the bundle's, the head is replaced. The new bundle holds the
+    weights that did best on the validation split; its reports `training` and `data` say how it went. The same bundle,
+    data and settings are not trained twice. `resume` names the directory of an interrupted run, to be continued with the
+    settings it had.
+    """
+    recipe = {"schedule": schedule, "options": options, "precision": str(trainer.autocast_dtype or "float32")}
+    made = lineage("finetune", parents=(bundle.digest,), data_fingerprint=data.fingerprint(), recipe=recipe)
+    found = store.find(
+        stage=made.stage, parents=made.parents, recipe=recipe_yaml(recipe), data_fingerprint=made.data_fingerprint
+    )
+    if found is not None:
+        log.info("Found bundle %s, made before from the same bundle, data and settings.", found.short)
+        return found
+    facts = require_sound(audit(data))
+    preprocessing, labels = bundle.manifest.preprocessing, tuple(data.labels)
+    net = restore(bundle)
+    if labels != tuple(bundle.manifest.labels):
+        log.info("New head for %d labels: %s", len(labels), ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else ""))
+        replace_head(net, len(labels), seed=options.seed)
+    result = fit(
+        net,
+        train=load_pixels(data.split("train"), preprocessing),
+        val=load_pixels(data.split("val"), preprocessing),
+        preprocessing=preprocessing,
+        schedule=schedule,
+        options=options,
+        trainer=trainer,
+        run_dir=resume or run_dir,
+        resume=resume is not None,
+        loggers=list(logger.values()) if isinstance(logger, Mapping) else list(logger),
+    )
+    architecture = bundle.manifest.architecture
+    manifest = replace(
+        bundle.manifest,
+        architecture=replace(architecture, kwargs={**architecture.kwargs, "num_classes": len(labels)}),
+        labels=labels,
+        contract=pixel_contract(preprocessing, len(labels)),
+        lineage=made,
+    )
+    child = store.add(manifest, weights=net.state_dict())
+    store.add_report(Report("data", (child.digest,), "pass", details=facts, environment=environment()))
+    store.add_report(_training_report(child, result))
+    log.info("Bundle %s: %s %.4f on the validation split.", child.short, result.monitor, result.best_metric)
+    return child
+
+
+def _training_report(child: Bundle, result: FitResult) -> Report:
+    """How the training went: the best score, its time and pace, and every epoch."""
+    seconds = max(result.seconds, 1e-9)
+    measurements = (
+        Measurement(f"val_{result.monitor}", result.best_metric, unit="nats" if result.monitor == "loss" else "1"),
+        Measurement("num_steps", result.num_steps),
+        Measurement("training_time", result.seconds, unit="s"),
+        Measurement("feature_time", result.feature_seconds, unit="s"),
+        Measurement("throughput", result.num_images / seconds, unit="images/s"),
+    )
+    details: dict[str, Any] = {"history": [dict(record) for record in result.history]}
+    return Report("training", (child.digest,), "pass", measurements, details, environment())
