@@ -54,6 +54,11 @@ class Aliases:
         history = self.history(name)
         return history[-1].digest if history else None
 
+    def previous(self, name: str) -> str | None:
+        """The digest that `rollback` would return alias `name` to, or None when there is nothing to go back to."""
+        served = _stack(self.history(name))
+        return served[-2] if len(served) > 1 else None
+
     def promote(self, name: str, digest: str, note: str = "") -> None:
         """Point alias `name` at `digest`."""
         with locked(self.root / ".lock"):

@@ -1,0 +1,128 @@
+"""May the candidate replace the baseline? The gate: both answer the same images, and every limit gets its line.
+
+Each bundle sees the images through its own preprocessing and runner, as it would in service. Quality and flips are paired by
+sample; the contract is compared as data; parity is the candidate's own report, because a model that was not exported
+faithfully must not pass on the strength of another one's numbers.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from toolkit.bundle import Bundle, Measurement, Report, environment, verdict_of
+from toolkit.checks.evaluate import STATISTICS, curves, describe_data, predict_bundle, quality
+from toolkit.checks.flips import Flips, flip_measurements, list_flips
+from toolkit.checks.intervals import accuracy_difference_interval
+from toolkit.checks.metrics import Predictions
+from toolkit.checks.regression_contract import contract_differences, contract_measurements
+from toolkit.checks.regression_cost import cost_measurements
+from toolkit.checks.regression_limits import GateLimits, judge
+from toolkit.data import ImageSet, Pixels, load_pixels
+from toolkit.errors import UsageError
+
+
+def regression(
+    candidate: Bundle,
+    baseline: Bundle,
+    images: ImageSet,
+    *,
+    limits: GateLimits,
+    parity: Report | None = None,
+    split: str = "test",
+    seed: int = 0,
+    latency_rounds: int = 100,
+) -> Report:
+    """The report `gate` over (candidate, baseline) on one split of `images`, held against `limits`.
+
+    `parity` is the candidate's stored parity report; without it parity is undecided. Raises `InputRefused` when a bundle's
+    label set is not the data's, `UsageError` for limits that name what was not measured.
+    """
+    if latency_rounds < 10:
+        raise UsageError(f"latency_rounds is {latency_rounds}; take at least 10, a median of fewer says little")
+    pixels = _paired_pixels(images.split(split), baseline, candidate)
+    models = {
+        "baseline": predict_bundle(baseline, pixels["baseline"]),
+        "candidate": predict_bundle(candidate, pixels["candidate"]),
+    }
+    shared = pixels["baseline"]
+    flips = Flips(models["baseline"], models["candidate"])
+    first = {side: pixels[side].images_NCHW[:1].numpy().astype(np.float32) for side in models}
+    measurements = [
+        *_with_closed_form(quality(models, slices=shared.slices, labels=shared.labels, seed=seed), flips, shared.slices),
+        *_flips_by_slice(flips, shared.slices),
+        *contract_measurements(baseline.manifest, candidate.manifest),
+        Measurement("parity.passed", _parity_value(parity)),
+        *cost_measurements(baseline, candidate, first, rounds=latency_rounds, seed=seed),
+    ]
+    judged, explanations = judge(measurements, limits)
+    details = {
+        "data": describe_data(images, split, len(shared)),
+        "labels": list(shared.labels),
+        "statistics": {**STATISTICS, "accuracy.difference": _accuracy_method(flips)},
+        "limits": explanations,
+        "contract": [dataclasses.asdict(d) for d in contract_differences(baseline.manifest, candidate.manifest)],
+        "flips": list_flips(flips, keys=shared.keys, slices=shared.slices, labels=shared.labels),
+        "curves": {side: curves(predictions) for side, predictions in models.items()},
+    }
+    subjects = (candidate.digest, baseline.digest)
+    return Report("gate", subjects, verdict_of(judged), tuple(judged), details, environment())
+
+
+def _paired_pixels(images: ImageSet, baseline: Bundle, candidate: Bundle) -> dict[str, Pixels]:
+    """Both bundles' inputs for the samples that both could read, in the same order."""
+    old_spec, new_spec = baseline.manifest.preprocessing, candidate.manifest.preprocessing
+    old = load_pixels(images, old_spec)
+    new = old if old_spec == new_spec else load_pixels(images, new_spec)
+    if old.keys == new.keys:
+        return {"baseline": old, "candidate": new}
+    shared = [key for key in old.keys if key in set(new.keys)]
+    return {"baseline": _reordered(old, shared), "candidate": _reordered(new, shared)}
+
+
+def _reordered(pixels: Pixels, keys: list[str]) -> Pixels:
+    place = {key: index for index, key in enumerate(pixels.keys)}
+    return pixels.take([place[key] for key in keys])
+
+
+def _with_closed_form(measurements: list[Measurement], flips: Flips, slices: tuple[str, ...]) -> list[Measurement]:
+    """`accuracy.difference` with the closed-form interval of the discordant counts in place of the bootstrap's.
+
+    Two models that give the same outputs throughout keep the bootstrap's interval, [0, 0]: there is nothing to estimate.
+    """
+    if np.array_equal(flips.old.log_probabilities_NK, flips.new.log_probabilities_NK):
+        return measurements
+    parts = {"accuracy.difference": flips}
+    parts |= {f"accuracy.difference[slice={name}]": part for name, part in _by_slice(flips, slices).items()}
+    return [
+        dataclasses.replace(m, interval=_accuracy_interval(parts[m.name])[0]) if m.name in parts else m for m in measurements
+    ]
+
+
+def _accuracy_interval(flips: Flips) -> tuple[tuple[float, float], str]:
+    return accuracy_difference_interval(flips.num_negative, flips.num_positive, len(flips))
+
+
+def _accuracy_method(flips: Flips) -> str:
+    return f"{_accuracy_interval(flips)[1]} interval for paired shares"
+
+
+def _flips_by_slice(flips: Flips, slices: tuple[str, ...]) -> list[Measurement]:
+    found = flip_measurements(flips)
+    for name, part in _by_slice(flips, slices).items():
+        found += flip_measurements(part, scope=f"[slice={name}]")
+    return found
+
+
+def _by_slice(flips: Flips, slices: tuple[str, ...]) -> dict[str, Flips]:
+    slices_N = np.asarray(slices)
+
+    def part(predictions: Predictions, name: str) -> Predictions:
+        return predictions.take(slices_N == name)
+
+    return {name: Flips(part(flips.old, name), part(flips.new, name)) for name in sorted(set(slices) - {""})}
+
+
+def _parity_value(parity: Report | None) -> float | None:
+    values: dict[str, Any] = {"pass": 1.0, "fail": 0.0, "undecided": None}
+    return None if parity is None else values[parity.verdict]

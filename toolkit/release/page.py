@@ -1,0 +1,156 @@
+"""The page that convinces a person: one HTML file, verdict first, then the evidence. No network, readable on a phone.
+
+Everything on it comes from manifests and stored reports; only the pictures of flipped images come from the data set. Values
+from bundles and file names pass through jinja2's autoescape, because a bundle can come from anywhere.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from toolkit.bundle import Bundle, Report, Store
+from toolkit.data import ImageSet
+from toolkit.release import quantities
+from toolkit.release.page_figures import (
+    NEW,
+    OLD,
+    change_figure,
+    confusion_figure,
+    reliability_figure,
+    roc_figure,
+)
+from toolkit.release.page_gallery import MAX_SHOWN, gallery
+from toolkit.release.quantities import SCORES, Row, limited, rows
+from toolkit.release.story import architecture, input_size, story
+
+HEADLINE = ("balanced_accuracy", "roc_auc")
+COSTS = ("latency_median", "latency_p95", "macs", "parameters", "size")
+FLIP_RATES = ("negative_flip_rate", "positive_flip_rate", "mcnemar_p")
+FLIP_REST = ("relative_negative_flip_rate", "confident_negative_flips", "churn", "excess_churn")
+OTHER_CHECKS = ("parity", "pruning", "latency", "drift")
+
+
+def render_page(
+    store: Store, bundle: Bundle, *, baseline: Bundle | None, images: ImageSet | None, alias: str, time_utc: str = ""
+) -> str:
+    """The page on `bundle` as the successor of `baseline` under `alias`, from the reports in `store`."""
+    reports = store.reports(bundle.digest)
+    gate = reports.get("gate")
+    context = {
+        "alias": alias,
+        "time_utc": time_utc,
+        "candidate": bundle,
+        "baseline": baseline,
+        "candidate_name": architecture(bundle.manifest),
+        "baseline_name": architecture(baseline.manifest) if baseline else None,
+        "candidate_input": input_size(bundle.manifest),
+        "baseline_input": input_size(baseline.manifest) if baseline else None,
+        "verdict": gate.verdict if gate else "none",
+        "limits": limited(gate) if gate else [],
+        "explanations": gate.details.get("limits", {}) if gate else {},
+        "story": story(store, bundle),
+        "old_story": story(store, baseline) if baseline else [],
+        "others": {name: reports[name] for name in OTHER_CHECKS if name in reports},
+        "evaluation": reports.get("evaluate"),
+        "gate": gate,
+        "environment": _environment(gate, reports),
+        "q": quantities,
+        **(_comparison(gate, images) if gate else {}),
+    }
+    return _environment_of_templates().get_template("page.html.j2").render(context)
+
+
+def _comparison(gate: Report, images: ImageSet | None) -> dict[str, Any]:
+    """What the page shows of old against new."""
+    found = rows(gate)
+    quality = [row for row in found if row.metric not in COSTS]
+    overall = [row for row in quality if not row.scope]
+    scoped = [row for row in quality if row.scope.startswith("slice=")]
+    flips = gate.details.get("flips", [])
+    counts = {kind: sum(flip["kind"] == kind for flip in flips) for kind in MAX_SHOWN}
+    return {
+        "data": gate.details.get("data", {}),
+        "tiles": _tiles(gate, found),
+        "overall": overall,
+        "by_slice": {scope: [r for r in scoped if r.scope == scope] for scope in dict.fromkeys(r.scope for r in scoped)},
+        "by_label": [row for row in quality if row.scope.startswith("label=")],
+        "costs": [row for row in found if row.metric in COSTS],
+        "flip_rates": _flip_rates(gate),
+        "flip_rest": [m for m in gate.measurements if quantities.parse(m.name).metric in FLIP_REST],
+        "flip_counts": counts,
+        "gallery": gallery(flips, images),
+        "contract": gate.details.get("contract", []),
+        "statistics": gate.details.get("statistics", {}),
+        "figures": _figures(gate, [row for row in overall + scoped if row.metric in SCORES]),
+    }
+
+
+def _flip_rates(gate: Report) -> list[dict[str, Any]]:
+    """Negative and positive flips with McNemar's p, over all images and by slice."""
+    found: dict[str, dict[str, Any]] = {}
+    for measurement in gate.measurements:
+        name = quantities.parse(measurement.name)
+        if name.metric in FLIP_RATES:
+            found.setdefault(name.where, {"where": name.where})[name.metric] = measurement
+    return list(found.values())
+
+
+def _tiles(gate: Report, found: list[Row]) -> list[dict[str, str]]:
+    """The key figures on top: two scores, the negative flips, latency and size."""
+    by_name = {(row.metric, row.scope): row for row in found}
+    tiles = []
+    for metric in (*HEADLINE, "latency_median", "size"):
+        row = by_name.get((metric, ""))
+        if row is not None and row.candidate.value is not None:
+            tiles.append(
+                {
+                    "title": row.name.title,
+                    "value": quantities.show_value(row.candidate),
+                    "from": quantities.show_value(row.baseline),
+                    "change": quantities.show_value(row.change) if row.change else "",
+                    "direction": row.direction,
+                }
+            )
+    negative = {m.name: m for m in gate.measurements}.get("negative_flip_rate")
+    if negative is not None:
+        value, interval = quantities.show_value(negative), quantities.show_interval(negative)
+        tiles.insert(2, {"title": "Negative flips", "value": value, "note": f"95% interval {interval}", "direction": "same"})
+    return tiles
+
+
+def _figures(gate: Report, scored: list[Row]) -> dict[str, str]:
+    """All charts as data URIs, by name; a chart whose data is not there is left out."""
+    curves: Mapping[str, Any] = gate.details.get("curves", {})
+    labels = gate.details.get("labels", [])
+    values = {m.name: m.value for m in gate.measurements if m.value is not None}
+    figures = {"changes": change_figure(scored)} if scored else {}
+    for side, colour in (("baseline", OLD), ("candidate", NEW)):
+        part = curves.get(side, {})
+        if part.get("reliability"):
+            figures[f"reliability_{side}"] = reliability_figure(
+                part["reliability"], colour=colour, ece=values.get(f"ece.{side}")
+            )
+        if part.get("confusion"):
+            figures[f"confusion_{side}"] = confusion_figure(part["confusion"], labels=labels, colour=colour)
+    roc = {side: part["roc"] for side, part in curves.items() if part.get("roc")}
+    if len(roc) == 2:
+        areas = {side: values[f"roc_auc.{side}"] for side in roc if f"roc_auc.{side}" in values}
+        figures["roc"] = roc_figure(roc, areas=areas)
+    return figures
+
+
+def _environment(gate: Report | None, reports: Mapping[str, Report]) -> Mapping[str, Any]:
+    chosen = gate or next(iter(reports.values()), None)
+    return chosen.environment if chosen else {}
+
+
+def _environment_of_templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,187 @@
+"""Numbers as people read them, the same in the terminal, the model card and the report page.
+
+Measurement names carry their meaning (`balanced_accuracy.difference[slice=mono]`); here they are taken apart once.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from toolkit.bundle import Limit, Measurement, Report
+
+NAME = re.compile(r"(?P<metric>[a-z0-9_.]+?)(\.(?P<side>baseline|candidate|difference|ratio))?(\[(?P<scope>[^\]]+)\])?")
+
+TITLES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "roc_auc": "ROC-AUC",
+    "nll": "Negative log-likelihood",
+    "brier": "Brier score",
+    "ece": "Calibration error (ECE)",
+    "recall": "Recall",
+    "precision": "Precision",
+    "negative_flip_rate": "Negative flips",
+    "positive_flip_rate": "Positive flips",
+    "relative_negative_flip_rate": "Negative flips, relative to chance",
+    "confident_negative_flips": "Confident negative flips",
+    "mcnemar_p": "McNemar p-value",
+    "churn": "Changed answers",
+    "excess_churn": "Changed answers beyond need",
+    "latency_median": "Latency, median",
+    "latency_p95": "Latency, 95th percentile",
+    "macs": "Multiply-accumulates",
+    "parameters": "Parameters",
+    "size": "File size",
+    "parity.passed": "Export parity",
+    "contract.labels_identical": "Labels identical",
+    "contract.breaking": "Breaking contract changes",
+    "contract.compatible": "Compatible contract changes",
+}
+SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "precision"}
+SHARES = {"negative_flip_rate", "positive_flip_rate", "churn", "excess_churn"}
+FLAGS = {"parity.passed": ("failed", "passed"), "contract.labels_identical": ("no", "yes")}
+LOWER_IS_BETTER = {"nll", "brier", "ece", "latency_median", "latency_p95", "macs", "parameters", "size"}
+VERDICTS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A measurement's name taken apart: `side` and `scope` (`slice=mono`) may be empty."""
+
+    metric: str
+    side: str
+    scope: str
+
+    @property
+    def title(self) -> str:
+        """The metric and its scope in words."""
+        words = TITLES.get(self.metric, self.metric.replace("_", " ").replace(".", ": ").capitalize())
+        side = {"difference": ", change", "ratio": ", ratio"}.get(self.side, f", {self.side}" if self.side else "")
+        return f"{words}{side}{f' ({self.where})' if self.scope else ''}"
+
+    @property
+    def where(self) -> str:
+        """The scope in words: the slice's or label's name, or `all`."""
+        return self.scope.partition("=")[2] if self.scope else "all"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of old and new in one scope; absent measurements are None. `change` is a difference or a ratio."""
+
+    metric: str
+    scope: str
+    baseline: Measurement
+    candidate: Measurement
+    change: Measurement | None
+
+    @property
+    def name(self) -> Name:
+        return Name(self.metric, "", self.scope)
+
+    @property
+    def direction(self) -> str:
+        """`better`, `worse` or `same`: same unless the interval of the change leaves no change out."""
+        if self.change is None or self.change.value is None:
+            return "same"
+        neutral = 1.0 if self.change.name.startswith(f"{self.metric}.ratio") else 0.0
+        low, high = self.change.interval or (self.change.value, self.change.value)
+        if low <= neutral <= high:
+            return "same"
+        return "better" if (low > neutral) != (self.metric in LOWER_IS_BETTER) else "worse"
+
+
+def parse(name: str) -> Name:
+    """Take a measurement's name apart."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        return Name(name, "", "")
+    return Name(match["metric"], match["side"] or "", match["scope"] or "")
+
+
+def rows(report: Report) -> list[Row]:
+    """The measurements of `report` that compare baseline and candidate, in its order."""
+    found: dict[tuple[str, str], dict[str, Measurement]] = {}
+    for measurement in report.measurements:
+        name = parse(measurement.name)
+        if name.side:
+            found.setdefault((name.metric, name.scope), {})[name.side] = measurement
+    return [
+        Row(metric, scope, sides["baseline"], sides["candidate"], sides.get("difference") or sides.get("ratio"))
+        for (metric, scope), sides in found.items()
+        if {"baseline", "candidate"} <= set(sides)
+    ]
+
+
+def limited(report: Report) -> list[Measurement]:
+    """The measurements that a limit judges, broken ones first, then undecided ones."""
+    order = {False: 0, None: 1, True: 2}
+    return sorted((m for m in report.measurements if m.limit is not None), key=lambda m: order[m.passed])
+
+
+def scopes(found: Iterable[Row]) -> list[str]:
+    """The distinct scopes of rows, in order, the whole set (empty) first."""
+    return list(dict.fromkeys(["", *(row.scope for row in found)]))
+
+
+def show_value(measurement: Measurement) -> str:
+    """The value with its unit: `87.2%`, `+3.1 pp`, `4.21 ms`, `0.62×`."""
+    return "not measured" if measurement.value is None else show(measurement.value, measurement)
+
+
+def show_interval(measurement: Measurement) -> str:
+    """The 95% interval in the value's unit, or nothing."""
+    if measurement.interval is None:
+        return ""
+    low, high = (show(end, measurement, bare=True) for end in measurement.interval)
+    return f"{low} … {high}"
+
+
+def show_limit(measurement: Measurement) -> str:
+    """The limit in the value's unit: `≥ -5.0 pp`."""
+    limit: Limit | None = measurement.limit
+    if limit is None:
+        return ""
+    relation = {">=": "≥", "<=": "≤", "==": "="}[limit.relation]
+    return f"{relation} {show(limit.value, measurement)}"
+
+
+def show_result(passed: bool | None) -> str:
+    """`pass`, `fail` or `undecided`."""
+    return {True: "pass", False: "fail", None: "undecided"}[passed]
+
+
+def show(value: float, measurement: Measurement, *, bare: bool = False) -> str:
+    """A number in the style of its measurement, with a true minus sign; `bare` leaves the unit out where it would repeat."""
+    return _shown(value, measurement, bare).replace("-", "−")
+
+
+def _shown(value: float, measurement: Measurement, bare: bool) -> str:
+    name = parse(measurement.name)
+    if name.metric in FLAGS:
+        return FLAGS[name.metric][int(value != 0)]
+    if name.metric == "mcnemar_p" and value < 0.001:
+        return "< 0.001"
+    if name.side == "ratio":
+        return f"{value:.2f}×"
+    if name.metric in SCORES | SHARES and name.metric != "roc_auc":
+        return _points(value, bare) if name.side == "difference" else f"{100 * value:.1f}%"
+    if name.side == "difference":
+        return f"{value:+.3f}"
+    return _by_unit(value, measurement.unit, bare)
+
+
+def _points(value: float, bare: bool) -> str:
+    return f"{100 * value:+.1f}" if bare else f"{100 * value:+.1f} pp"
+
+
+def _by_unit(value: float, unit: str, bare: bool) -> str:
+    if unit in ("MACs", "parameters"):
+        return f"{value / 1e6:,.1f} M" if value < 1e9 else f"{value / 1e9:,.2f} G"
+    if unit in ("samples", "differences", "channels", "images"):
+        return f"{value:,.0f}" if bare or unit == "differences" else f"{value:,.0f} {unit}"
+    if unit in ("1", "nats") and 5e-4 <= abs(value) < 10 and value != round(value):
+        return f"{value:.3f}"
+    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 100 or unit == "1" else f"{value:.2f}"
+    return number if bare or unit in ("1", "nats", "") else f"{number} {unit}"

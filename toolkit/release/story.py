@@ -1,0 +1,88 @@
+"""What was done to arrive at a bundle, in words: the lineage of the candidate and of the model it replaces, oldest first."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from toolkit.bundle import Bundle, Manifest, Store
+
+STAGES = {
+    "adopt": "Adopted a network",
+    "finetune": "Fine-tuned",
+    "prune": "Pruned and recovered",
+    "export": "Exported to ONNX",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One bundle of a lineage: `what` was done in a few words, `facts` (name, value) and the recipe in YAML."""
+
+    bundle: Bundle
+    what: str
+    facts: tuple[tuple[str, str], ...]
+    recipe: str
+    aliases: tuple[str, ...]
+
+
+def story(store: Store, bundle: Bundle) -> list[Step]:
+    """The steps from the first ancestor to `bundle`."""
+    family = [*reversed(store.ancestors(bundle)), bundle]
+    return [_step(store, member, before) for before, member in zip([None, *family], family, strict=False)]
+
+
+def architecture(manifest: Manifest) -> str:
+    """The architecture in words: its name, and whether it was pruned."""
+    name = manifest.architecture.key.partition("/")[2] or manifest.architecture.key
+    return f"pruned {name}" if manifest.plan else name
+
+
+def input_size(manifest: Manifest) -> str:
+    """Height × width and colour mode of the input."""
+    height, width = manifest.preprocessing.size_px
+    return f"{height}×{width} px {'colour' if manifest.preprocessing.colour == 'RGB' else 'grey'}"
+
+
+def _step(store: Store, bundle: Bundle, before: Bundle | None) -> Step:
+    """One step; architecture and input are told where they change."""
+    manifest = bundle.manifest
+    made = manifest.lineage
+    recipe = _read(made.recipe)
+    facts = _recipe_facts(made.stage, recipe)
+    if before is None or input_size(before.manifest) != input_size(manifest):
+        facts.insert(0, ("input", input_size(manifest)))
+    if before is None or before.manifest.architecture.key != manifest.architecture.key:
+        facts.insert(0, ("architecture", manifest.architecture.key))
+    if before is None or before.manifest.labels != manifest.labels:
+        facts.append(("labels", _shortened(manifest.labels)))
+    aliases = tuple(name for name in store.aliases.names() if store.aliases.current(name) == bundle.digest)
+    return Step(bundle, STAGES.get(made.stage, made.stage.capitalize()), tuple(facts), made.recipe, aliases)
+
+
+def _shortened(labels: tuple[str, ...]) -> str:
+    return ", ".join(labels) if len(labels) <= 4 else f"{len(labels)}, from {labels[0]} to {labels[-1]}"
+
+
+def _recipe_facts(stage: str, recipe: dict[str, Any]) -> list[tuple[str, str]]:
+    """The settings of a recipe that a reader asks for first, where it has them."""
+    found = []
+    for key in ("checkpoint", "criterion", "opset"):
+        if recipe.get(key):
+            found.append((key, str(recipe[key])))
+    target = recipe.get("target")
+    if isinstance(target, dict):
+        found += [("target", f"{name} {value:g}") for name, value in target.items() if isinstance(value, float)]
+    schedule = recipe.get("schedule")
+    if stage == "finetune" and isinstance(schedule, dict):
+        epochs = sum(phase.get("epochs", 0) for phase in schedule.get("phases", []))
+        found.append(("schedule", f"{schedule.get('name', 'own')}, {epochs} epochs"))
+    return found
+
+
+def _read(recipe: str) -> dict[str, Any]:
+    try:
+        plain = yaml.safe_load(recipe) if recipe else {}
+    except yaml.YAMLError:  # the recipe may come from anywhere; it is shown as it is
+        return {}
+    return plain if isinstance(plain, dict) else {}

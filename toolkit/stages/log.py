@@ -1,0 +1,11 @@
+"""Stage `log`."""
+
+from rich.console import Console
+
+from toolkit.bundle import Store
+from toolkit.release.tables import show_log
+
+
+def log(reference: str, *, store: Store) -> None:
+    """Show where a bundle comes from, newest first, and the moves of its alias."""
+    show_log(reference, store, Console())
