@@ -1,7 +1,6 @@
 """Handwritten digits: 1,797 real 8×8 images that come with scikit-learn, for quick runs and tests without a network."""
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from toolkit.data.images import ImageSet, Sample
 from toolkit.data.splits import with_splits
@@ -12,6 +11,8 @@ def digits(*, val_fraction: float = 0.15, test_fraction: float = 0.25, seed: int
 
     Raises `UsageError` for impossible fractions.
     """
+    from sklearn.datasets import load_digits  # takes a second to import, and most runs read other data
+
     images_NP, targets_N = load_digits(return_X_y=True)
     pixels_NHW = np.round(images_NP.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     samples = [

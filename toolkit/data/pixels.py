@@ -8,13 +8,15 @@ Shapes: N images, C channels, H height, W width.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import LongTensor, Tensor
 
 from toolkit.bundle import Preprocessing
+from toolkit.data.cache import cached_pixels
 from toolkit.data.images import ImageSet, Sample
 from toolkit.data.preprocessing import render
 from toolkit.data.threads import map_in_threads
@@ -27,8 +29,8 @@ logger = logging.getLogger(__name__)
 class Pixels:
     """Rendered images: uint8 pixels 0..255 (N, C, H, W), their classes (int64), keys and slices; `labels[k]` names class k."""
 
-    images_NCHW: Tensor  # noqa: N815
-    targets_N: LongTensor  # noqa: N815
+    images_NCHW: Tensor
+    targets_N: LongTensor
     keys: tuple[str, ...]
     slices: tuple[str, ...]
     labels: tuple[str, ...]
@@ -43,9 +45,13 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def to(self, device: torch.device | str) -> "Pixels":
+        """The same images with pixels and classes on `device`."""
+        return replace(self, images_NCHW=self.images_NCHW.to(device), targets_N=self.targets_N.to(device))
+
     def take(self, indices: Sequence[int] | Tensor | np.ndarray) -> "Pixels":
         """The images at `indices`, in that order."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64).flatten()
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.images_NCHW.device).flatten()
         positions = chosen.tolist()
         return Pixels(
             images_NCHW=self.images_NCHW[chosen],
@@ -56,37 +62,48 @@ class Pixels:
         )
 
 
-def load_pixels(images: ImageSet, preprocessing: Preprocessing, *, max_unreadable: float = 0.01) -> Pixels:
+def load_pixels(
+    images: ImageSet, preprocessing: Preprocessing, *, max_unreadable: float = 0.01, cache: Path | None = None
+) -> Pixels:
     """Decode and resize every image in threads. Unreadable ones are logged by name and left out.
 
+    With `cache` (a directory) the pixels are kept there and memory-mapped, and a later call for the same images decodes none.
     Raises `InputRefused` when there are no images, or when more than the share `max_unreadable` (0..1) cannot be read.
     """
     if not images.samples:
         raise InputRefused(f"data '{images.name}' has no images to load: check its split, slices and folder.")
-    channels, (height_px, width_px) = preprocessing.num_channels, preprocessing.size_px
-    images_NHWC = np.empty((len(images), height_px, width_px, channels), dtype=np.uint8)
+    shape = (len(images), preprocessing.num_channels, *preprocessing.size_px)
 
-    def load(indexed: tuple[int, Sample]) -> str:
-        index, sample = indexed
-        try:
-            images_NHWC[index] = render(sample.source, preprocessing)
-        except InputRefused as error:
-            return str(error)
-        return ""
+    def decode(into_NCHW: np.ndarray) -> list[str]:
+        return _render_all(images, preprocessing, into_NCHW)
 
-    reasons = list(map_in_threads(load, list(enumerate(images.samples)), description=f"Decoding {images.name}"))
-    kept = [i for i, reason in enumerate(reasons) if not reason]
+    if cache is None:
+        images_NCHW = np.empty(shape, dtype=np.uint8)
+        reasons = decode(images_NCHW)
+    else:
+        images_NCHW, reasons = cached_pixels(cache, images, preprocessing, shape=shape, decode=decode)
     _report_unreadable(images, reasons, max_unreadable)
-    if len(kept) < len(images):
-        images_NHWC = images_NHWC[kept]
+    kept = [i for i, reason in enumerate(reasons) if not reason]
     samples = [images.samples[i] for i in kept]
     return Pixels(
-        images_NCHW=torch.from_numpy(np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2))),
+        images_NCHW=torch.from_numpy(images_NCHW if len(kept) == len(images) else images_NCHW[kept]),
         targets_N=torch.tensor([sample.target for sample in samples], dtype=torch.int64),  # pyright: ignore[reportArgumentType]
         keys=tuple(sample.key for sample in samples),
         slices=tuple(sample.slice for sample in samples),
         labels=images.labels,
     )
+
+
+def _render_all(images: ImageSet, preprocessing: Preprocessing, into_NCHW: np.ndarray) -> list[str]:
+    def load(indexed: tuple[int, Sample]) -> str:
+        index, sample = indexed
+        try:
+            into_NCHW[index] = render(sample.source, preprocessing).transpose(2, 0, 1)
+        except InputRefused as error:
+            return str(error)
+        return ""
+
+    return list(map_in_threads(load, list(enumerate(images.samples)), description=f"Decoding {images.name}"))
 
 
 def _report_unreadable(images: ImageSet, reasons: Sequence[str], max_unreadable: float) -> None:

@@ -80,8 +80,8 @@ class Normalise(nn.Module):
     The constants are buffers that no state dict holds: they belong to the preprocessing, not to the weights.
     """
 
-    mean_C11: Tensor  # noqa: N815
-    inverse_std_C11: Tensor  # noqa: N815
+    mean_C11: Tensor
+    inverse_std_C11: Tensor
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()

@@ -1,0 +1,97 @@
+"""Rendered pixels on disk, memory-mapped, so that a second run decodes nothing and a large set need not fit in memory.
+
+The key hashes what the pixels depend on (content in order, preprocessing, decoder version), so there is nothing to invalidate: new data
+gets a new directory, relabelled or re-split data the old one. A directory appears whole, by a rename, or not at all.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from toolkit.bundle import Preprocessing
+from toolkit.bundle.atomic import clear_leftovers, environment_errors, staging_directory, sync_directory, sync_file
+from toolkit.data.images import ImageSet
+
+logger = logging.getLogger(__name__)
+
+PIXELS = "images_NCHW.npy"
+REASONS = "unreadable.json"
+VERSION = 1
+
+Decode = Callable[[np.ndarray], list[str]]
+
+
+def cached_pixels(
+    directory: Path, images: ImageSet, preprocessing: Preprocessing, *, shape: tuple[int, ...], decode: Decode
+) -> tuple[np.ndarray, list[str]]:
+    """The pixels of `images`, uint8 of `shape` (N, C, H, W), mapped from `directory`, and why each is unreadable (or "").
+
+    `decode` fills an array and returns those reasons; it is called when the cache has no entry. Changes to the mapped array
+    stay in this process. Raises `EnvironmentProblem` when the cache cannot be written, `InputRefused` for vanished files.
+    """
+    entry = directory / _key(images, preprocessing)
+    found = _opened(entry, shape)
+    if found is not None:
+        return found
+    if directory.is_dir():
+        clear_leftovers(directory)
+    with staging_directory(directory) as staging, environment_errors(directory):
+        images_NCHW = np.lib.format.open_memmap(staging / PIXELS, mode="w+", dtype=np.uint8, shape=shape)
+        reasons = decode(images_NCHW)
+        images_NCHW.flush()
+        del images_NCHW
+        (staging / REASONS).write_text(json.dumps(reasons))
+        sync_file(staging / PIXELS)
+        sync_file(staging / REASONS)
+        sync_directory(staging)
+        os.chmod(staging, 0o755)
+        try:
+            staging.rename(entry)
+        except OSError:
+            if not entry.is_dir():
+                raise
+        sync_directory(directory)
+    found = _opened(entry, shape)
+    assert found is not None, f"{entry} was just written"
+    return found
+
+
+def _opened(entry: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]] | None:
+    if not entry.is_dir():
+        return None
+    try:
+        images_NCHW = np.load(entry / PIXELS, mmap_mode="c", allow_pickle=False)
+        reasons = json.loads((entry / REASONS).read_text())
+        sound = images_NCHW.shape == shape and images_NCHW.dtype == np.uint8 and len(reasons) == shape[0]
+    except (OSError, ValueError) as error:
+        logger.warning("the cached pixels in %s are damaged (%s): decoding again", entry, error)
+        sound = False
+    if not sound:
+        _remove(entry)
+        return None
+    logger.info("pixels mapped from %s", entry)
+    return images_NCHW, reasons
+
+
+def _remove(entry: Path) -> None:
+    with environment_errors(entry):
+        for name in (PIXELS, REASONS):
+            (entry / name).unlink(missing_ok=True)
+        entry.rmdir()
+
+
+def _key(images: ImageSet, preprocessing: Preprocessing) -> str:
+    facts = [VERSION, PIL.__version__, _rendering(preprocessing), images.content_digests()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _rendering(preprocessing: Preprocessing) -> dict[str, object]:
+    plain = dataclasses.asdict(preprocessing)
+    return {name: value for name, value in plain.items() if name not in ("mean", "std", "value_range")}
