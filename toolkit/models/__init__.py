@@ -1,0 +1,20 @@
+"""Registry keys become modules here: building, heads, stages, restoring a bundle, and the deployed form of a model."""
+
+from toolkit.models.deployed import Deployed, pixel_contract
+from toolkit.models.heads import find_head, replace_head, replace_head_by_label
+from toolkit.models.registry import build, default_preprocessing, register
+from toolkit.models.restoring import restore
+from toolkit.models.stage_groups import stage_names
+
+__all__ = [
+    "Deployed",
+    "build",
+    "default_preprocessing",
+    "find_head",
+    "pixel_contract",
+    "register",
+    "replace_head",
+    "replace_head_by_label",
+    "restore",
+    "stage_names",
+]

@@ -1,0 +1,53 @@
+"""From a bundle back to a module: build, cut by the plan, load the weights strictly. No pickle, no pruning library."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from toolkit.bundle import Bundle
+from toolkit.errors import InputRefused
+from toolkit.models.registry import build
+from toolkit.pruning.surgery import apply_plan
+
+MAX_NAMED = 5
+
+
+def restore(bundle: Bundle) -> nn.Module:
+    """The module of `bundle`, in evaluation mode on the CPU: normalised float images (N, C, H, W) to logits (N, K).
+
+    Raises `InputRefused`, naming the tensors that are missing, unexpected or of another shape, and what `build` raises.
+    """
+    net = build(bundle.manifest.architecture)
+    if bundle.manifest.plan:
+        apply_plan(net, bundle.manifest.plan)
+    load_strictly(net, bundle.weights(), origin=f"bundle {bundle.short}")
+    return net.eval()
+
+
+def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:
+    """Load `weights` into `net`, each tensor of its state and no other. `origin` names them in the error (`InputRefused`)."""
+    state = net.state_dict()
+    missing = [name for name in state if name not in weights]
+    unexpected = [name for name in weights if name not in state]
+    reshaped = [
+        f"{name} {list(weights[name].shape)}, the model has {list(tensor.shape)}"
+        for name, tensor in state.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if missing or unexpected or reshaped:
+        raise InputRefused(
+            f"{origin} does not fit its architecture: "
+            + "; ".join(
+                f"{len(names)} {kind} ({named(names)})"
+                for kind, names in (("missing", missing), ("unexpected", unexpected), ("reshaped", reshaped))
+                if names
+            )
+            + ". Its manifest or weights are damaged, or another version of the model's library wrote it."
+        )
+    net.load_state_dict(weights, strict=True)
+
+
+def named(names: list[str]) -> str:
+    """The first few of `names`, and how many more there are."""
+    more = f", and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
