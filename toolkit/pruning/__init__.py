@@ -2,6 +2,27 @@
 
 from toolkit.pruning.batchnorm import reestimate_batchnorm
 from toolkit.pruning.cost import count_macs, count_parameters
+from toolkit.pruning.criteria import CRITERIA, Criterion
+from toolkit.pruning.groups import Group, Member, find_groups
+from toolkit.pruning.planning import PruneOptions, plan_pruning, prune_net
+from toolkit.pruning.removal import zero_removed
+from toolkit.pruning.selection import Target
 from toolkit.pruning.surgery import apply_plan, compose_plans
 
-__all__ = ["apply_plan", "compose_plans", "count_macs", "count_parameters", "reestimate_batchnorm"]
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Group",
+    "Member",
+    "PruneOptions",
+    "Target",
+    "apply_plan",
+    "compose_plans",
+    "count_macs",
+    "count_parameters",
+    "find_groups",
+    "plan_pruning",
+    "prune_net",
+    "reestimate_batchnorm",
+    "zero_removed",
+]

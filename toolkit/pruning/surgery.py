@@ -118,7 +118,6 @@ def _checked_attribute(net: nn.Module, name: str, key: str, value: Any) -> Any:
     current = vars(_module(net, name)).get(key)
     if type(current) is int and type(value) is int and value > 0:
         return value
-    sizes = type(current) in (tuple, list) and isinstance(value, (tuple, list)) and len(current) == len(value)
-    if sizes and all(type(v) is int and v > 0 for v in value):
-        return type(current)(value)
+    if isinstance(current, tuple) and isinstance(value, (tuple, list)) and all(type(v) is int and v > 0 for v in value):
+        return tuple(value)
     raise InputRefused(f"The pruning plan sets '{key}' of module '{name}' to {value!r}; the model has {current!r} there.")

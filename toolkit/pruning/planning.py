@@ -1,0 +1,135 @@
+"""Choosing what to prune: groups, proof, scores, widths, plan; and doing it in several steps.
+
+N images, C channels, H, W pixels.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toolkit.bundle import Plan
+from toolkit.errors import InputRefused, UsageError
+from toolkit.pruning.batchnorm import reestimate_batchnorm
+from toolkit.pruning.cost import count_macs, profile_macs
+from toolkit.pruning.criteria import Batch, Criterion
+from toolkit.pruning.groups import Group, find_groups
+from toolkit.pruning.removal import plan_of, prunable
+from toolkit.pruning.selection import Costs, Target, choose
+from toolkit.pruning.surgery import apply_plan, compose_plans
+
+logger = logging.getLogger(__name__)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """How to prune: in how many `steps`, to which grid of channels, what to leave alone, with how many calibration images.
+
+    `num_batches` batches of `batch_size` training images rate the channels and refresh BatchNorm; `seed` draws them.
+    """
+
+    steps: int = 1
+    round_to: int = 8
+    protect: Sequence[str] = ()
+    num_batches: int = 16
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("steps", self.steps, 1),
+            ("round_to", self.round_to, 1),
+            ("num_batches", self.num_batches, 1),
+            ("batch_size", self.batch_size, 2),
+        ):
+            if value < least:
+                raise UsageError(f"options.{name} is {value}; it must be at least {least}.")
+
+
+def plan_pruning(
+    net: nn.Module,
+    example_NCHW: Tensor,
+    *,
+    criterion: Criterion,
+    target: Target,
+    batches: Sequence[Batch] = (),
+    round_to: int = 8,
+    protect: Sequence[str] = (),
+    loss: Loss = F.cross_entropy,
+) -> Plan:
+    """The plan that prunes `net`, which stays as it is, to `target` by `criterion`.
+
+    `example_NCHW` is one normalised image at the resolution in use; `batches` are normalised images with their targets,
+    for criteria that look at data; `round_to` is the grid of channels. The head's outputs and the outputs of the modules
+    in `protect` keep their width. Raises `InputRefused` when nothing in `net` can be pruned and `UsageError` when the
+    target cannot be met or the grid leaves nothing to remove.
+    """
+    groups = prunable(net, find_groups(net, example_NCHW, protect=protect), example_NCHW)
+    if not groups:
+        raise InputRefused(
+            f"Nothing in this {type(net).__name__} can be pruned: every width is either protected, part of the output, or tied "
+            "to something that cannot be cut (see the log for the layers)."
+        )
+    with torch.enable_grad():
+        scores = criterion(net, groups, batches=batches, loss=loss)
+    for group, score in zip(groups, scores, strict=True):
+        _require_sound(group, score)
+    costs = Costs(net, groups, profile_macs(net, example_NCHW))
+    return plan_of(net, groups, choose(groups, scores, costs, target=target, round_to=round_to))
+
+
+def prune_net(
+    net: nn.Module,
+    example_NCHW: Tensor,
+    *,
+    criterion: Criterion,
+    target: Target,
+    batches: Sequence[Batch],
+    options: PruneOptions,
+    loss: Loss = F.cross_entropy,
+) -> Plan:
+    """Prune `net` in place in `options.steps` steps towards `target`; returns the plan of all steps together.
+
+    BatchNorm statistics are refreshed between the steps, because a criterion sees nothing in a net whose statistics are
+    wrong; after the last step they are left as they are (see `reestimate_batchnorm`). Raises what `plan_pruning` raises.
+    """
+    total_macs = count_macs(net, example_NCHW)
+    plan = Plan()
+    for step in range(1, options.steps + 1):
+        share = step / options.steps
+        if target.macs is not None:
+            aim = Target(macs=(1 - (1 - target.macs) * share) * total_macs / count_macs(net, example_NCHW))
+        else:
+            assert target.ratio is not None
+            aim = Target(ratio=1 - (1 - target.ratio) ** (1 / options.steps))
+        made = plan_pruning(
+            net,
+            example_NCHW,
+            criterion=criterion,
+            target=aim,
+            batches=batches,
+            round_to=options.round_to,
+            protect=options.protect,
+            loss=loss,
+        )
+        apply_plan(net, made)
+        plan = compose_plans(plan, made)
+        if step < options.steps:
+            reestimate_batchnorm(net, [images_NCHW for images_NCHW, _ in batches])
+        logger.info(
+            "pruning step %d of %d: %.1f%% of the MACs", step, options.steps, 100 * count_macs(net, example_NCHW) / total_macs
+        )
+    return plan
+
+
+def _require_sound(group: Group, score: Tensor) -> None:
+    if score.shape != (group.num_units,) or not bool(torch.isfinite(score).all()) or bool((score < 0).any()):
+        raise UsageError(
+            f"The criterion's scores for '{group.name}' are not {group.num_units} finite numbers from 0 upwards: the weights "
+            "or the calibration images hold NaN, or the criterion is wrong."
+        )
