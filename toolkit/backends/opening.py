@@ -1,0 +1,29 @@
+"""From a bundle to a runner. A runtime is one file, `run_<kind>.py`, with `open_bundle(bundle, threads)`; adding one adds a kind."""
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from toolkit.backends.runner import Runner
+from toolkit.bundle import ONNX, Bundle
+from toolkit.errors import unknown_name
+
+PREFIX = "run_"
+
+
+def runner_kinds() -> list[str]:
+    """The kinds of runner there are, by the files of this package."""
+    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return sorted(module.name.removeprefix(PREFIX) for module in modules if module.name.startswith(PREFIX))
+
+
+def open_runner(bundle: Bundle, *, kind: str = "auto", threads: int | None = None) -> Runner:
+    """A runner of `bundle`: the kind it is served with (`auto`: onnx when it is exported, else eager), or the one named.
+
+    Raises `UsageError` for an unknown kind, `InputRefused` when the bundle lacks or damages what that kind needs.
+    """
+    if kind == "auto":
+        kind = "onnx" if bundle.has(ONNX) else "eager"
+    if kind not in runner_kinds():
+        raise unknown_name("runner", kind, [*runner_kinds(), "auto"])
+    return importlib.import_module(f"toolkit.backends.{PREFIX}{kind}").open_bundle(bundle, threads=threads)
