@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.bundle import Bundle, Measurement, Report, Store, environment, lineage, recipe_yaml
 from toolkit.data import ImageSet, audit, load_pixels, require_sound
-from toolkit.models import pixel_contract, replace_head, restore
+from toolkit.models import pixel_contract, replace_head_by_label, restore
 from toolkit.training import FitOptions, FitResult, Schedule, TrainerSpec, fit
 from toolkit.training.fit import LoggerMaker
 
@@ -42,12 +42,16 @@ def finetune(
     if found is not None:
         log.info("Found bundle %s, made before from the same bundle, data and settings.", found.short)
         return found
-    facts = require_sound(audit(data))
+    findings = audit(data)
+    require_sound(findings)
+    for warning in findings.warnings:
+        log.warning("%s", warning)
     preprocessing, labels = bundle.manifest.preprocessing, tuple(data.labels)
     net = restore(bundle)
+    carried = labels
     if labels != tuple(bundle.manifest.labels):
-        log.info("New head for %d labels: %s", len(labels), ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else ""))
-        replace_head(net, len(labels), seed=options.seed)
+        carried = replace_head_by_label(net, bundle.manifest.labels, labels, seed=options.seed)
+        log.info("New head for %d labels; %d of them carried over from the old one.", len(labels), len(carried))
     result = fit(
         net,
         train=load_pixels(data.split("train"), preprocessing),
@@ -69,13 +73,13 @@ def finetune(
         lineage=made,
     )
     child = store.add(manifest, weights=net.state_dict())
-    store.add_report(Report("data", (child.digest,), "pass", details=facts, environment=environment()))
-    store.add_report(_training_report(child, result))
+    store.add_report(Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment()))
+    store.add_report(_training_report(child, result, carried))
     log.info("Bundle %s: %s %.4f on the validation split.", child.short, result.monitor, result.best_metric)
     return child
 
 
-def _training_report(child: Bundle, result: FitResult) -> Report:
+def _training_report(child: Bundle, result: FitResult, carried: Sequence[str]) -> Report:
     """How the training went: the best score, its time and pace, and every epoch."""
     seconds = max(result.seconds, 1e-9)
     measurements = (
@@ -85,5 +89,5 @@ def _training_report(child: Bundle, result: FitResult) -> Report:
         Measurement("feature_time", result.feature_seconds, unit="s"),
         Measurement("throughput", result.num_images / seconds, unit="images/s"),
     )
-    details: dict[str, Any] = {"history": [dict(record) for record in result.history]}
+    details: dict[str, Any] = {"history": [dict(record) for record in result.history], "labels_carried": list(carried)}
     return Report("training", (child.digest,), "pass", measurements, details, environment())
