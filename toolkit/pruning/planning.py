@@ -30,7 +30,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class PruneOptions:
     """How to prune: in how many `steps`, to which grid of channels, what to leave alone, with how many calibration images.
 
-    `num_batches` batches of `batch_size` training images rate the channels and refresh BatchNorm; `seed` draws them.
+    `num_batches` batches of `batch_size` training images rate the channels, `bn_images` more refresh BatchNorm at the end;
+    `seed` draws them.
     """
 
     steps: int = 1
@@ -38,6 +39,7 @@ class PruneOptions:
     protect: Sequence[str] = ()
     num_batches: int = 16
     batch_size: int = 16
+    bn_images: int = 640
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,6 +48,7 @@ class PruneOptions:
             ("round_to", self.round_to, 1),
             ("num_batches", self.num_batches, 1),
             ("batch_size", self.batch_size, 2),
+            ("bn_images", self.bn_images, 2),
         ):
             if value < least:
                 raise UsageError(f"options.{name} is {value}; it must be at least {least}.")
