@@ -66,7 +66,7 @@ def _shifted(value: Tensor, bits: int) -> Tensor:
 
 
 class Augment(nn.Module):
-    """Varies each image of a batch by its own draws; `spec` says how far. Same shape, type, device and range 0..255 out."""
+    """Varies each image of a batch by its own draws, as far as `spec` says. Shape, type, layout, device and range 0..255 stay."""
 
     def __init__(self, spec: AugmentSpec) -> None:
         super().__init__()
@@ -80,6 +80,10 @@ class Augment(nn.Module):
             device = generator.device if generator is not None else images_NCHW.device
             draws_NK = torch.rand(len(images_NCHW), NUM_DRAWS, generator=generator, device=device)
         draws_KN = draws_NK.to(images_NCHW.device, non_blocking=True).unbind(1)
+        layout = torch.contiguous_format if images_NCHW.is_contiguous() else torch.channels_last
+        return self._varied(images_NCHW, draws_KN).contiguous(memory_format=layout)
+
+    def _varied(self, images_NCHW: Tensor, draws_KN: tuple[Tensor, ...]) -> Tensor:
         spec = self.spec
         if spec.horizontal_flip or spec.vertical_flip or spec.shift:
             images_NCHW = _flip_and_shift(images_NCHW, spec, draws_KN[:4])
@@ -99,10 +103,7 @@ def _flip_and_shift(images_NCHW: Tensor, spec: AugmentSpec, draws_4N: tuple[Tens
     columns_NW = _source_indices(width, draws_4N[2] < spec.horizontal_flip, spec.shift, draws_4N[3])
     places_N1P = (rows_NH[:, :, None] * width + columns_NW[:, None, :]).reshape(num, 1, height * width)
     flat_NCP = images_NCHW.reshape(num, channels, height * width)
-    moved_NCHW = flat_NCP.gather(2, places_N1P.expand(num, channels, height * width)).reshape(images_NCHW.shape)
-    if images_NCHW.is_contiguous():
-        return moved_NCHW
-    return moved_NCHW.contiguous(memory_format=torch.channels_last)
+    return flat_NCP.gather(2, places_N1P.expand(num, channels, height * width)).reshape(images_NCHW.shape)
 
 
 def _source_indices(side: int, flipped_N: Tensor, shift: float, draw_N: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Rendered pixels on disk, memory-mapped, so that a second run decodes nothing and a large set need not fit in memory.
 
-The key hashes what the pixels depend on (content in order, preprocessing, decoder version), so there is nothing to invalidate: new data
-gets a new directory, relabelled or re-split data the old one. A directory appears whole, by a rename, or not at all.
+The key hashes what pixels depend on (content in order, preprocessing, decoder version): nothing is ever invalidated, new data
+gets a new directory, relabelled data the old one. A directory appears whole, by a rename, or not at all.
 """
 
 import dataclasses

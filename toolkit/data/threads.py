@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_WINDOW = 4096  # items waiting at a time: a million futures would take gigabytes
+
 
 def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], *, description: str) -> Iterator[Result]:
     """Yield `function(item)` in the order of `items`, computed in one thread a CPU; an exception ends the iteration.
@@ -25,9 +27,10 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], *,
     try:
         with _progress() as progress:
             task = progress.add_task(description, total=len(items))
-            for result in pool.map(function, items):
-                yield result
-                progress.advance(task)
+            for start in range(0, len(items), _WINDOW):
+                for result in pool.map(function, items[start : start + _WINDOW]):
+                    yield result
+                    progress.advance(task)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
