@@ -18,6 +18,7 @@ from toolkit.checks.metrics import Predictions
 from toolkit.checks.regression_contract import contract_differences, contract_measurements
 from toolkit.checks.regression_cost import cost_measurements
 from toolkit.checks.regression_limits import GateLimits, judge
+from toolkit.checks.regression_slices import worse_slices
 from toolkit.data import ImageSet, Pixels, load_pixels
 from toolkit.errors import UsageError
 
@@ -48,12 +49,15 @@ def regression(
     shared = pixels["baseline"]
     flips = Flips(models["baseline"], models["candidate"])
     first = {side: pixels[side].images_NCHW[:1].numpy().astype(np.float32) for side in models}
+    slice_counts, slice_results = worse_slices(_by_slice(flips, shared.slices))
+    costs, conduct = cost_measurements(baseline, candidate, first, rounds=latency_rounds, seed=seed)
     measurements = [
         *_with_closed_form(quality(models, slices=shared.slices, labels=shared.labels, seed=seed), flips, shared.slices),
         *_flips_by_slice(flips, shared.slices),
+        *slice_counts,
         *contract_measurements(baseline.manifest, candidate.manifest),
         Measurement("parity.passed", _parity_value(parity)),
-        *cost_measurements(baseline, candidate, first, rounds=latency_rounds, seed=seed),
+        *costs,
     ]
     judged, explanations = judge(measurements, limits)
     details = {
@@ -61,6 +65,8 @@ def regression(
         "labels": list(shared.labels),
         "statistics": {**STATISTICS, "accuracy.difference": _accuracy_method(flips)},
         "limits": explanations,
+        "slices": slice_results,
+        "latency": conduct,
         "contract": [dataclasses.asdict(d) for d in contract_differences(baseline.manifest, candidate.manifest)],
         "flips": list_flips(flips, keys=shared.keys, slices=shared.slices, labels=shared.labels),
         "curves": {side: curves(predictions) for side, predictions in models.items()},

@@ -7,13 +7,15 @@ Legend: N images, C channels, H height, W width.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from toolkit.backends import OnnxRunner, measure_latency, write_onnx
+from toolkit.backends.clock import Latency
 from toolkit.bundle import ONNX, Bundle, Measurement
 from toolkit.checks.intervals import CONFIDENCE, NUM_RESAMPLES
 from toolkit.models import Deployed, restore
@@ -24,11 +26,11 @@ MIB = 2**20
 
 def cost_measurements(
     baseline: Bundle, candidate: Bundle, images: Mapping[str, np.ndarray], *, rounds: int, seed: int = 0
-) -> list[Measurement]:
+) -> tuple[list[Measurement], dict[str, Any]]:
     """Latency at batch 1 (median, p95), MACs, parameters and ONNX size of both, each with the ratio candidate / baseline.
 
     `images` maps `baseline` and `candidate` to one float32 image each, pixels 0..255, images_NCHW with N = 1. The ratio of
-    medians has a bootstrap interval over rounds.
+    medians has a bootstrap interval over rounds. The second result tells how the rounds went.
     """
     bundles = {"baseline": baseline, "candidate": candidate}
     sizes, measurements = {}, []
@@ -37,7 +39,7 @@ def cost_measurements(
         for side, bundle in bundles.items():
             paths[side] = onnx_path(bundle, Path(folder) / side)
             sizes[side] = onnx_bytes(paths[side]) / MIB
-        samples = latency_samples(paths, images, rounds=rounds)
+        samples = _timed(paths, images, rounds=rounds)
     measurements += _latency(samples, seed)
     restored = {side: restore(bundle) for side, bundle in bundles.items()}
     macs = {
@@ -46,7 +48,7 @@ def cost_measurements(
     }
     parameters = {side: float(count_parameters(net)) for side, net in restored.items()}
     measurements += _sides("macs", macs, "MACs") + _sides("parameters", parameters, "parameters")
-    return measurements + _sides("size", sizes, "MiB")
+    return measurements + _sides("size", sizes, "MiB"), _conduct(samples)
 
 
 def onnx_path(bundle: Bundle, folder: Path) -> Path:
@@ -65,17 +67,24 @@ def onnx_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*") if file.is_file())
 
 
-def latency_samples(
-    paths: Mapping[str, Path], images: Mapping[str, np.ndarray], *, rounds: int, warmup: int = 5
-) -> dict[str, np.ndarray]:
-    """Milliseconds a call of each graph on its own image, interleaved, one thread."""
+def _timed(paths: Mapping[str, Path], images: Mapping[str, np.ndarray], *, rounds: int) -> Latency:
+    """Milliseconds a call of each graph on its own image, taking turns, on one thread."""
     runners = {side: OnnxRunner(path, threads=1) for side, path in paths.items()}
 
-    def bound(side: str):  # measure_latency hands every runner the same images; the two models take different sizes
-        return lambda _images_NCHW: runners[side](images[side])
+    def bound(side: str) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda _images_NCHW: runners[side](images[side])  # every runner is handed one batch; the models take two sizes
 
-    samples = measure_latency({side: bound(side) for side in paths}, images["baseline"], rounds=rounds, warmup=warmup)
-    return {side: np.asarray(samples[side], np.float64) for side in paths}
+    return measure_latency({side: bound(side) for side in paths}, images["baseline"], rounds=rounds)
+
+
+def _conduct(samples: Latency) -> dict[str, Any]:
+    """How far the timing was disturbed."""
+    return {
+        "rounds": samples.num_rounds,
+        "dropped": samples.num_dropped,
+        "contended": samples.contended,
+        "cpu_share": {side: round(share, 3) for side, share in samples.cpu_share.items()},
+    }
 
 
 def _latency(samples: Mapping[str, np.ndarray], seed: int) -> list[Measurement]:

@@ -26,6 +26,8 @@ TITLES = {
     "relative_negative_flip_rate": "Negative flips, relative to chance",
     "confident_negative_flips": "Confident negative flips",
     "mcnemar_p": "McNemar p-value",
+    "worse_slices": "Slices shown to be worse",
+    "untested_slices": "Slices too small to test",
     "churn": "Changed answers",
     "excess_churn": "Changed answers beyond need",
     "latency_median": "Latency, median",
@@ -179,8 +181,8 @@ def _points(value: float, bare: bool) -> str:
 def _by_unit(value: float, unit: str, bare: bool) -> str:
     if unit in ("MACs", "parameters"):
         return f"{value / 1e6:,.1f} M" if value < 1e9 else f"{value / 1e9:,.2f} G"
-    if unit in ("samples", "differences", "channels", "images"):
-        return f"{value:,.0f}" if bare or unit == "differences" else f"{value:,.0f} {unit}"
+    if unit in ("samples", "differences", "channels", "images", "slices"):
+        return f"{value:,.0f}" if bare or unit in ("differences", "slices") else f"{value:,.0f} {unit}"
     if unit in ("1", "nats") and 5e-4 <= abs(value) < 10 and value != round(value):
         return f"{value:.3f}"
     number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 100 or unit == "1" else f"{value:.2f}"

@@ -28,6 +28,7 @@ def release(
     bundle is released. `data` supplies the pictures of the flipped images. Raises `CheckFailed` or `Undecided`, naming the
     limits, and leaves the alias where it was.
     """
+    output = Path(output)  # a partial function from a config gives a string
     page = write_page(store, bundle, baseline=baseline, images=data, alias=alias, output=output)
     try:
         require_passed(store, bundle, alias=alias, required=required)
