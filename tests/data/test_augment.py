@@ -139,3 +139,15 @@ def test_draws_are_uniform_and_unrelated() -> None:
 def test_impossible_settings_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=rf"augment.{next(iter(fields))} is"):
         AugmentSpec(**fields)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fields", EACH, ids=lambda fields: next(iter(fields)))
+def test_a_cuda_device_gives_the_same_variations(fields: dict[str, float]) -> None:
+    augment, images, indices = Augment(_spec(fields)), _same_image(32), torch.arange(32)
+    draws = draws_NK(indices.cuda(), seed=1, epoch=2)
+    assert torch.equal(draws.cpu(), draws_NK(indices, seed=1, epoch=2))
+    difference = augment(images.cuda(), draws_NK=draws).cpu().int() - augment(images, draws_NK=draws.cpu()).int()
+    assert difference.abs().max() <= (1 if set(fields) & {"zoom", "rotate_degrees", "brightness", "contrast"} else 0)
+    assert augment(images.cuda(), _seeded()).device.type == "cuda"

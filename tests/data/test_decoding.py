@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from toolkit.data.decoding import MAX_PIXELS, decode
 from toolkit.errors import InputRefused
@@ -78,6 +78,24 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, suffix: str) -> Non
     path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
     with pytest.raises(InputRefused, match=rf"half\.{suffix} cannot be decoded"):
         decode(path)
+
+
+def test_truncated_files_are_refused_whatever_other_packages_set(tmp_path: Path, photo: np.ndarray) -> None:
+    Image.fromarray(photo).save(tmp_path / "whole.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-200])
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        with pytest.raises(InputRefused, match=r"half\.jpg cannot be decoded"):
+            decode(tmp_path / "half.jpg")
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+@pytest.mark.parametrize(("suffix", "form"), [("gif", "GIF"), ("jpg", "MPO"), ("png", "PNG"), ("tif", "TIFF")])
+def test_of_several_frames_the_first_is_the_picture(tmp_path: Path, suffix: str, form: str) -> None:
+    first, second = Image.new("L", (16, 16), 20), Image.new("L", (16, 16), 200)
+    first.save(tmp_path / f"a.{suffix}", format=form, save_all=True, append_images=[second])
+    assert np.array(decode(tmp_path / f"a.{suffix}")).mean() == pytest.approx(20, abs=3)
 
 
 def test_empty_missing_and_garbage_files_are_refused_by_name(tmp_path: Path) -> None:

@@ -58,6 +58,13 @@ def test_nested_folders_and_upper_case_names_count(class_folder: Write) -> None:
     assert "cat/2024/may/IMG.JPG" in _splits(folder(root))
 
 
+def test_a_label_is_the_same_from_every_file_system(class_folder: Write, tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    images = folder(class_folder((decomposed, "x"), root=tmp_path / "mac"))
+    assert images.labels == (composed, "x")
+    assert folder(tmp_path / "mac", labels=["x", decomposed]).labels == ("x", composed)
+
+
 def test_a_link_loop_ends(class_folder: Write) -> None:
     root = class_folder()
     os.symlink(root / "cat", root / "cat" / "again")

@@ -5,11 +5,15 @@ test image among the training images makes every later number too good. Findings
 problems (training refuses them), the others are warnings (it says them).
 """
 
+import functools
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from toolkit.data.decoding import decode
 from toolkit.data.images import SPLITS, ImageSet, Sample
@@ -96,8 +100,22 @@ def require_sound(found: Audit) -> None:
 
 
 def _pixel_digest(sample: Sample) -> tuple[str, str]:
+    source = sample.source
+    if isinstance(source, Path) and source.is_file():
+        status = source.stat()
+        return _file_pixel_digest(source, status.st_size, status.st_mtime_ns)
+    return _decoded_digest(source)
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def _file_pixel_digest(path: Path, num_bytes: int, modified_ns: int) -> tuple[str, str]:
+    """Kept while the file is unchanged: the stages of one run audit the same data again and again."""
+    return _decoded_digest(path)
+
+
+def _decoded_digest(source: Path | np.ndarray) -> tuple[str, str]:
     try:
-        image = decode(sample.source)
+        image = decode(source)
     except InputRefused as error:
         return "", str(error)
     return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest(), ""

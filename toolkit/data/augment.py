@@ -48,7 +48,7 @@ def draws_NK(indices_N: Tensor, *, seed: int, epoch: int) -> Tensor:  # noqa: N8
 
     The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over a counter, in wrapping int64 arithmetic.
     """
-    base = _mix(_mix(torch.tensor(seed, dtype=torch.int64)) + epoch).to(indices_N.device)
+    base = _mix_integer(_mix_integer(seed) + epoch)  # on the host, as a number: nothing waits for the device
     counters = torch.arange(NUM_DRAWS, device=indices_N.device, dtype=torch.int64)
     mixed_NK = _mix(_mix(indices_N.to(torch.int64)[:, None] + base) + counters)
     return (_shifted(mixed_NK, 40)).to(torch.float32) / float(1 << 24)
@@ -61,12 +61,16 @@ def _mix(value: Tensor) -> Tensor:
     return value ^ _shifted(value, 31)
 
 
+def _mix_integer(value: int) -> int:
+    return int(_mix(torch.tensor((value + 2**63) % 2**64 - 2**63, dtype=torch.int64)))
+
+
 def _shifted(value: Tensor, bits: int) -> Tensor:
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
 class Augment(nn.Module):
-    """Varies each image of a batch by its own draws, as far as `spec` says. Shape, type, layout, device and range 0..255 stay."""
+    """Varies each image by its own draws, as far as `spec` says; shape, type, layout, device and range 0..255 stay."""
 
     def __init__(self, spec: AugmentSpec) -> None:
         super().__init__()

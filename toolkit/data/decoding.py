@@ -11,7 +11,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from toolkit.errors import InputRefused
 
@@ -47,6 +47,7 @@ def decode(source: Path | bytes | np.ndarray) -> Image.Image:
     content = _read(source) if isinstance(source, Path) else source
     if not content:
         raise InputRefused(f"{name} is empty (0 bytes): restore the file or remove it from the data.")
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages switch it on for the whole process, and half pictures pass
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _require_8_bit(image, content, name)

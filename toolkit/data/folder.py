@@ -12,7 +12,7 @@ from pathlib import Path
 
 from toolkit.data.decoding import EXTENSIONS
 from toolkit.data.images import ImageSet, Sample, Split
-from toolkit.data.listing import SPLIT_WORDS, Row, read_listing
+from toolkit.data.listing import SPLIT_WORDS, Row, composed, read_listing
 from toolkit.data.splits import with_splits
 from toolkit.errors import InputRefused
 
@@ -61,12 +61,13 @@ def _ordered_labels(rows: Sequence[Row], labels: Sequence[str] | None, directory
     found = {row.label for row in rows}
     if labels is None:
         return tuple(sorted(found))
-    unknown = sorted(found - set(labels))
+    given = tuple(composed(label) for label in labels)
+    unknown = sorted(found - set(given))
     if unknown:
         raise InputRefused(
-            f"{directory} has images labelled {', '.join(unknown[:5])}, which data.labels={list(labels)} does not name."
+            f"{directory} has images labelled {', '.join(unknown[:5])}, which data.labels={list(given)} does not name."
         )
-    return tuple(labels)
+    return given
 
 
 def _scan(directory: Path) -> list[Row]:
@@ -85,7 +86,7 @@ def _scan(directory: Path) -> list[Row]:
             f"{directory} holds no images in class directories. Expected {directory}/<class>/<image> or "
             f"{directory}/train/<class>/<image> with {', '.join(sorted(EXTENSIONS))}; or list them in a CSV (data.csv=...)."
         )
-    empty = sorted({child.name for child in _class_directories(directory, splits)} - {row.label for row in rows})
+    empty = sorted({composed(child.name) for child in _class_directories(directory, splits)} - {row.label for row in rows})
     if empty:
         raise InputRefused(
             f"{directory}: no images in the class director{'y' if len(empty) == 1 else 'ies'} "
@@ -100,7 +101,7 @@ def _class_directories(directory: Path, splits: Sequence[Path]) -> list[Path]:
 
 def _classes(directory: Path, parent: Path, split: Split | None) -> list[Row]:
     return [
-        Row(key=path.relative_to(directory).as_posix(), path=path, label=child.name, split=split)
+        Row(key=path.relative_to(directory).as_posix(), path=path, label=composed(child.name), split=split)
         for child in _directories(parent)
         for path in _images(child)
     ]

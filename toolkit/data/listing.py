@@ -5,6 +5,7 @@ everything else that is odd is refused with its line number, because a shifted c
 """
 
 import csv
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ COLUMNS = ("path", "label", "split", "slice")
 
 @dataclass(frozen=True)
 class Row:
-    """One listed image; `split` is None where the list gives none."""
+    """One listed image; `split` is None where the list gives none, `label` is in Unicode normal form C."""
 
     key: str
     path: Path
@@ -59,6 +60,11 @@ def read_listing(path: Path, root: Path) -> list[Row]:
     return rows
 
 
+def composed(name: str) -> str:
+    """`name` in Unicode normal form C: macOS writes `é` as two code points, and a label must be the same on every machine."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _row(path: Path, number: int, cells: dict[str, str | None], root: Path) -> Row:
     values = {name: (cells.get(name) or "").strip() for name in COLUMNS}
     where = f"{path}, line {number}"
@@ -67,7 +73,7 @@ def _row(path: Path, number: int, cells: dict[str, str | None], root: Path) -> R
     split = SPLIT_WORDS.get(values["split"].lower())
     if split is None and "split" in cells:
         raise InputRefused(f"{where}: the split is '{values['split']}'; write train, val or test, or leave the column out.")
-    return Row(values["path"], root / values["path"], values["label"], split, values["slice"])
+    return Row(values["path"], root / values["path"], composed(values["label"]), split, values["slice"])
 
 
 def _require_sound(path: Path, rows: list[Row]) -> None:
