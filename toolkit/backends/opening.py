@@ -1,4 +1,4 @@
-"""From a bundle to a runner. A runtime is one file, `run_<kind>.py`, with `open_bundle(bundle, threads)`; adding one adds a kind."""
+"""From a bundle to a runner. A runtime is one file, `run_<kind>.py`, with `open_bundle`; adding the file adds the kind."""
 
 import importlib
 import pkgutil

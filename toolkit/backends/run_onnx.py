@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime  # pyright: ignore[reportAttributeAccessIssue]
 
 from toolkit.backends.graph_files import require_sound_files
 from toolkit.backends.runner import Runner, pixel_batch
@@ -24,6 +25,7 @@ LEVELS = {
     "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 FATAL_ONLY = 4
+ORT_ERRORS = tuple(kind for kind in vars(runtime).values() if isinstance(kind, type) and issubclass(kind, Exception))
 
 
 class OnnxRunner:
@@ -58,17 +60,11 @@ class OnnxRunner:
             raise UsageError(f"{self.origin} takes images of shape {wanted}; got {list(batch_NCHW.shape)}.")
         try:
             return np.asarray(self.session.run([self.output], {self.input.name: batch_NCHW})[0])
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             raise InputRefused(
                 f"{self.origin} cannot run a batch of shape {list(batch_NCHW.shape)}: {_first_line(error)}. "
                 "Its shapes are fixed or inconsistent: export it again with a dynamic batch."
             ) from error
-
-
-_ORT_ERRORS = tuple(
-    kind for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
-    if isinstance(kind, type) and issubclass(kind, Exception)
-)  # fmt: skip
 
 
 def open_session(
@@ -99,7 +95,7 @@ def open_session(
             sess_options=options,
             providers=list(providers or ("CPUExecutionProvider",)),
         )
-    except _ORT_ERRORS as error:
+    except ORT_ERRORS as error:
         raise InputRefused(f"onnxruntime cannot load {origin}: {_first_line(error)}.") from error
 
 
