@@ -107,9 +107,9 @@ def test_outputs_exchanged_without_a_word_are_stopped_for_quality(shelf: Store, 
 def test_an_overconfident_model_is_stopped_for_calibration_alone(shelf: Store, tmp_path: Path) -> None:
     net = trained(num_epochs=3, seed=1)
     modest = stored(shelf, net, graph=tmp_path / "modest.onnx")
-    report = judge(stored(shelf, with_head(net, scale=20.0), graph=tmp_path / "sure.onnx"), modest)
+    report = judge(stored(shelf, with_head(net, scale=60.0), graph=tmp_path / "sure.onnx"), modest)
     assert broken(report) == {"calibration"}
-    assert report.value("ece.difference") > 0
+    assert report.value("churn") == 0
 
 
 def test_a_slower_and_larger_model_is_stopped_for_its_cost(shelf: Store, good: Bundle, tmp_path: Path) -> None:

@@ -50,14 +50,13 @@ def regression(
     flips = Flips(models["baseline"], models["candidate"])
     first = {side: pixels[side].images_NCHW[:1].numpy().astype(np.float32) for side in models}
     slice_counts, slice_results = worse_slices(_by_slice(flips, shared.slices))
-    costs, conduct = cost_measurements(baseline, candidate, first, rounds=latency_rounds, seed=seed)
     measurements = [
         *_with_closed_form(quality(models, slices=shared.slices, labels=shared.labels, seed=seed), flips, shared.slices),
         *_flips_by_slice(flips, shared.slices),
         *slice_counts,
         *contract_measurements(baseline.manifest, candidate.manifest),
         Measurement("parity.passed", _parity_value(parity)),
-        *costs,
+        *cost_measurements(baseline, candidate, first, rounds=latency_rounds, seed=seed),
     ]
     judged, explanations = judge(measurements, limits)
     details = {
@@ -66,7 +65,6 @@ def regression(
         "statistics": {**STATISTICS, "accuracy.difference": _accuracy_method(flips)},
         "limits": explanations,
         "slices": slice_results,
-        "latency": conduct,
         "contract": [dataclasses.asdict(d) for d in contract_differences(baseline.manifest, candidate.manifest)],
         "flips": list_flips(flips, keys=shared.keys, slices=shared.slices, labels=shared.labels),
         "curves": {side: curves(predictions) for side, predictions in models.items()},

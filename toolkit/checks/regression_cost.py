@@ -9,7 +9,6 @@ Legend: N images, C channels, H height, W width.
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +25,12 @@ MIB = 2**20
 
 def cost_measurements(
     baseline: Bundle, candidate: Bundle, images: Mapping[str, np.ndarray], *, rounds: int, seed: int = 0
-) -> tuple[list[Measurement], dict[str, Any]]:
+) -> list[Measurement]:
     """Latency at batch 1 (median, p95), MACs, parameters and ONNX size of both, each with the ratio candidate / baseline.
 
     `images` maps `baseline` and `candidate` to one float32 image each, pixels 0..255, images_NCHW with N = 1. The ratio of
-    medians has a bootstrap interval over rounds. The second result tells how the rounds went.
+    medians has a bootstrap interval over rounds. `latency_disturbed` counts the rounds
+    that were dropped because the process did not get the processor.
     """
     bundles = {"baseline": baseline, "candidate": candidate}
     sizes, measurements = {}, []
@@ -48,7 +48,8 @@ def cost_measurements(
     }
     parameters = {side: float(count_parameters(net)) for side, net in restored.items()}
     measurements += _sides("macs", macs, "MACs") + _sides("parameters", parameters, "parameters")
-    return measurements + _sides("size", sizes, "MiB"), _conduct(samples)
+    disturbed = Measurement("latency_disturbed", float(samples.num_dropped), unit="rounds", n=samples.num_rounds)
+    return [*measurements, *_sides("size", sizes, "MiB"), disturbed]
 
 
 def onnx_path(bundle: Bundle, folder: Path) -> Path:
@@ -75,16 +76,6 @@ def _timed(paths: Mapping[str, Path], images: Mapping[str, np.ndarray], *, round
         return lambda _images_NCHW: runners[side](images[side])  # every runner is handed one batch; the models take two sizes
 
     return measure_latency({side: bound(side) for side in paths}, images["baseline"], rounds=rounds)
-
-
-def _conduct(samples: Latency) -> dict[str, Any]:
-    """How far the timing was disturbed."""
-    return {
-        "rounds": samples.num_rounds,
-        "dropped": samples.num_dropped,
-        "contended": samples.contended,
-        "cpu_share": {side: round(share, 3) for side, share in samples.cpu_share.items()},
-    }
 
 
 def _latency(samples: Mapping[str, np.ndarray], seed: int) -> list[Measurement]:

@@ -14,7 +14,7 @@ from toolkit.bundle import ONNX, Bundle, Preprocessing, Report, Store
 from toolkit.errors import InputRefused
 from toolkit.release import quantities
 from toolkit.release.quantities import limited, rows
-from toolkit.release.story import architecture, input_size, story
+from toolkit.release.story import architecture, family_reports, input_size, story
 
 BEGIN = "<!-- Yours to edit: what stands between these two lines is kept when the card is written again. -->"
 END = "<!-- End of your part. -->"
@@ -29,12 +29,14 @@ Say what the measurements below do not cover.
 """
 
 COSTS = ("parameters.candidate", "macs.candidate", "size.candidate", "latency_median.candidate")
+CHECKS = ("data", "pruning", "parity", "gate", "evaluate")
 HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "roc_auc": "roc_auc", "brier": "brier_score"}
 
 
 def render_card(store: Store, bundle: Bundle, *, name: str, section: str = EMPTY_SECTION) -> str:
     """The card of `bundle` under the name `name`, with the user's `section` in it as it is."""
     reports = store.reports(bundle.digest)
+    family = family_reports(store, bundle)
     gate, evaluation = reports.get("gate"), reports.get("evaluate")
     compared = rows(gate) if gate else []
     quality = [row for row in compared if row.change is not None and row.change.name.startswith(f"{row.metric}.difference")]
@@ -61,7 +63,7 @@ def render_card(store: Store, bundle: Bundle, *, name: str, section: str = EMPTY
             flips=_flip_sentence(gate) if gate else "",
             costs=[by_name[cost] for cost in COSTS if cost in by_name],
             limits=limited(gate) if gate else [],
-            reports=reports,
+            reports={name: family[name] for name in CHECKS if name in family},
             q=quantities,
         )
     )

@@ -23,13 +23,13 @@ from toolkit.release.page_figures import (
 )
 from toolkit.release.page_gallery import MAX_SHOWN, gallery
 from toolkit.release.quantities import SCORES, Row, limited, rows
-from toolkit.release.story import architecture, input_size, story
+from toolkit.release.story import architecture, family_reports, input_size, story
 
 HEADLINE = ("balanced_accuracy", "roc_auc")
 COSTS = ("latency_median", "latency_p95", "macs", "parameters", "size")
 FLIP_RATES = ("negative_flip_rate", "positive_flip_rate", "mcnemar_p")
 FLIP_REST = ("relative_negative_flip_rate", "confident_negative_flips", "churn", "excess_churn")
-OTHER_CHECKS = ("parity", "pruning", "latency", "drift")
+OTHER_CHECKS = ("parity", "pruning")
 
 
 def render_page(
@@ -37,6 +37,7 @@ def render_page(
 ) -> str:
     """The page on `bundle` as the successor of `baseline` under `alias`, from the reports in `store`."""
     reports = store.reports(bundle.digest)
+    family = family_reports(store, bundle)
     gate = reports.get("gate")
     context = {
         "alias": alias,
@@ -52,7 +53,7 @@ def render_page(
         "explanations": gate.details.get("limits", {}) if gate else {},
         "story": story(store, bundle),
         "old_story": story(store, baseline) if baseline else [],
-        "others": {name: reports[name] for name in OTHER_CHECKS if name in reports},
+        "others": {name: family[name] for name in OTHER_CHECKS if name in family},
         "evaluation": reports.get("evaluate"),
         "gate": gate,
         "environment": _environment(gate, reports),

@@ -35,15 +35,23 @@ TITLES = {
     "macs": "Multiply-accumulates",
     "parameters": "Parameters",
     "size": "File size",
+    "latency_disturbed": "Disturbed rounds, left out",
+    "weights_size": "Weights file",
+    "error_ratio.max": "Error, worst image",
+    "error_ratio.p99": "Error, 99th percentile",
+    "error_ratio.median": "Error, median",
+    "decisions_changed": "Answers that differ beyond rounding",
+    "top1_agreement": "Same answer",
+    "finite": "All outputs finite",
     "parity.passed": "Export parity",
     "contract.labels_identical": "Labels identical",
     "contract.breaking": "Breaking contract changes",
     "contract.compatible": "Compatible contract changes",
 }
 SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "precision"}
-SHARES = {"negative_flip_rate", "positive_flip_rate", "churn", "excess_churn"}
-FLAGS = {"parity.passed": ("failed", "passed"), "contract.labels_identical": ("no", "yes")}
-LOWER_IS_BETTER = {"nll", "brier", "ece", "latency_median", "latency_p95", "macs", "parameters", "size"}
+SHARES = {"negative_flip_rate", "positive_flip_rate", "churn", "excess_churn", "top1_agreement"}
+FLAGS = {"parity.passed": ("failed", "passed"), "contract.labels_identical": ("no", "yes"), "finite": ("no", "yes")}
+LOWER_IS_BETTER = {"nll", "brier", "ece", "latency_median", "latency_p95", "macs", "parameters", "size", "weights_size", "loss"}
 VERDICTS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 
 
@@ -181,7 +189,7 @@ def _points(value: float, bare: bool) -> str:
 def _by_unit(value: float, unit: str, bare: bool) -> str:
     if unit in ("MACs", "parameters"):
         return f"{value / 1e6:,.1f} M" if value < 1e9 else f"{value / 1e9:,.2f} G"
-    if unit in ("samples", "differences", "channels", "images", "slices"):
+    if unit in ("samples", "differences", "channels", "images", "slices", "rounds"):
         return f"{value:,.0f}" if bare or unit in ("differences", "slices") else f"{value:,.0f} {unit}"
     if unit in ("1", "nats") and 5e-4 <= abs(value) < 10 and value != round(value):
         return f"{value:.3f}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.bundle import Bundle, Manifest, Store
+from toolkit.bundle import Bundle, Manifest, Report, Store
 
 STAGES = {
     "adopt": "Adopted a network",
@@ -30,6 +30,14 @@ def story(store: Store, bundle: Bundle) -> list[Step]:
     """The steps from the first ancestor to `bundle`."""
     family = [*reversed(store.ancestors(bundle)), bundle]
     return [_step(store, member, before) for before, member in zip([None, *family], family, strict=False)]
+
+
+def family_reports(store: Store, bundle: Bundle) -> dict[str, Report]:
+    """The bundle's reports, and of checks it has none of, the nearest ancestor's: what was pruned was measured there."""
+    found: dict[str, Report] = {}
+    for member in [bundle, *store.ancestors(bundle)]:
+        found = {**store.reports(member.digest), **found}
+    return found
 
 
 def architecture(manifest: Manifest) -> str:
