@@ -8,6 +8,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from toolkit.errors import UsageError
 from toolkit.training import Distillation, FitOptions, Phase, Schedule, gradual
+from toolkit.training.guard import Diverged, FiniteGuard
 from toolkit.training.loss import Objective, Targets, balanced_weights
 from toolkit.training.metrics import scores
 from toolkit.training.mixing import mix
@@ -103,6 +104,25 @@ def test_clipping_is_torchs(norm: float | None) -> None:
     assert clip(ours, norm=norm) == pytest.approx(float(expected))
     for parameter, gradient in zip(parameters, ours, strict=True):
         assert torch.allclose(gradient, parameter.grad)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_device_that_is_not_waited_for_stops_changing_the_weights_by_itself() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimiser = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    guard = FiniteGuard(optimiser, device=torch.device("cpu"), where="here", waits=True)
+    kept = weight.detach().clone()
+    with pytest.raises(Diverged) as raised:  # noqa: PT012
+        for step in range(1, 100):
+            loss = (weight * (torch.nan if step >= 5 else 1.0)).sum()
+            loss.backward()
+            gradients = [weight.grad]
+            guard.admit(step, loss, clip(gradients, norm=1.0))  # pyright: ignore[reportArgumentType]
+            optimiser.step()
+            optimiser.zero_grad()
+            if step == 4:
+                kept = weight.detach().clone()
+    assert raised.value.step == 5
+    assert torch.equal(weight, kept)
 
 
 @pytest.mark.parametrize("num_samples", [64, 65, 66, 100])

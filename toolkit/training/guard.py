@@ -26,11 +26,16 @@ class Diverged(CheckFailed):
 
 
 class FiniteGuard:
-    """Watches the steps of one optimiser; `where` names the phase in the error."""
+    """Watches the steps of one optimiser on `device`; `where` names the phase in the error.
 
-    def __init__(self, optimiser: torch.optim.Optimizer, *, device: torch.device, where: str) -> None:
+    `waits`: let the device decide and look rarely (default: wherever looking would make the host wait).
+    """
+
+    def __init__(
+        self, optimiser: torch.optim.Optimizer, *, device: torch.device, where: str, waits: bool | None = None
+    ) -> None:
         self.where = where
-        self.waits = device.type != "cpu"
+        self.waits = device.type != "cpu" if waits is None else waits
         self.found_inf = torch.zeros((), device=device)
         self.first_bad = torch.full((), -1.0, device=device)
         self.num_looked = 0
