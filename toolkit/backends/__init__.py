@@ -1,17 +1,19 @@
 """How a deployed model is run and written: runners (one file a runtime, `run_<kind>.py`), the ONNX writer, the clock."""
 
-from toolkit.backends.clock import measure_latency
+from toolkit.backends.clock import Latency, measure_latency
 from toolkit.backends.opening import open_runner, runner_kinds
 from toolkit.backends.run_eager import EagerRunner
 from toolkit.backends.run_onnx import OnnxRunner
 from toolkit.backends.runner import Runner
-from toolkit.backends.write import ExportFacts, write_onnx
+from toolkit.backends.write import ExportFacts, graph_opset, write_onnx
 
 __all__ = [
     "EagerRunner",
     "ExportFacts",
+    "Latency",
     "OnnxRunner",
     "Runner",
+    "graph_opset",
     "measure_latency",
     "open_runner",
     "runner_kinds",

@@ -147,6 +147,11 @@ def verify(path: Path, *, opset: int, shape_CHW: tuple[int, ...], num_labels: in
         raise InputRefused(f"the exported graph {path} is not what was asked for: {'; '.join(problems)}.")
 
 
+def graph_opset(path: Path) -> int:
+    """The version of the standard operator set that the graph at `path` uses; 0 when it names none."""
+    return opset_of(read_graph(path))
+
+
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the standard operator set the graph uses; 0 when it names none."""
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)

@@ -6,48 +6,50 @@ becomes a bundle only when it passed. A failed export leaves a report and nothin
 
 import logging
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from toolkit.backends import EagerRunner, write_onnx
+from toolkit.backends import EagerRunner, ExportFacts, write_onnx
 from toolkit.bundle import GOLDEN, ONNX, Bundle, Measurement, Report, Store, environment, lineage, recipe_yaml
 from toolkit.checks.parity import ParityLimits, parity
-from toolkit.data import ImageSet, Pixels, load_pixels
-from toolkit.errors import CheckFailed, Undecided, UsageError
+from toolkit.data import ImageSet, load_pixels
+from toolkit.errors import CheckFailed, InputRefused, Undecided, UsageError
 from toolkit.models import Deployed, pixel_contract, restore
 
-logger = logging.getLogger(__name__)
+MAX_PARITY_IMAGES = 64
+MIB = 2**20
 
-NUM_PARITY_IMAGES = 64
+log = logging.getLogger(__name__)
 
 
 def export(
     bundle: Bundle, *, store: Store, data: ImageSet, opset: int = 20, limits: ParityLimits | None = None, num_golden: int = 8
 ) -> Bundle:
-    """Write a bundle as ONNX and prove that the graph is the model.
+    """Write a bundle as ONNX and prove, on real images of the data, that the graph is the model.
 
     The new bundle holds the weights, `model.onnx` (float32 pixels in, logits out, free batch) and `golden.safetensors`
-    (`num_golden` real images and the logits to expect); its reports are `parity` and `export`. Real images come from the
-    data's test split. Raises `CheckFailed` or `Undecided`, naming the report, when parity does not pass.
+    (`num_golden` images as `images`, and the `logits` to expect). Its reports are `parity` and `export`. The same bundle, data
+    and settings are not exported twice. A graph that does not pass parity becomes no bundle, and the error names the report.
     """
     limits = limits or ParityLimits()
     if num_golden < 1:
-        raise UsageError(f"num_golden is {num_golden}; the serving side needs at least 1 golden image")
-    recipe = recipe_yaml({"opset": opset, "parity": limits, "num_golden": num_golden})
-    parents = (bundle.digest,)
-    data_fingerprint = data.fingerprint()
-    found = store.find(stage="export", parents=parents, recipe=recipe, data_fingerprint=data_fingerprint)
-    if found is not None:
-        logger.info("Export: found %s, made before from the same bundle.", found.short)
+        raise UsageError(f"num_golden is {num_golden}; the serving side needs at least 1 golden image.")
+    recipe = {"opset": opset, "limits": limits, "num_golden": num_golden}
+    made = lineage("export", parents=(bundle.digest,), data_fingerprint=data.fingerprint(), recipe=recipe)
+    found = store.find(
+        stage=made.stage, parents=made.parents, recipe=recipe_yaml(recipe), data_fingerprint=made.data_fingerprint
+    )
+    if found is not None and "parity" in store.reports(found.digest):
+        log.info("Found bundle %s, exported before from the same bundle with the same settings.", found.short)
         return found
     manifest = bundle.manifest
     deployed = Deployed(restore(bundle), manifest.preprocessing)
     images_NCHW = _real_images(data, bundle, at_least=num_golden)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="toolkit-export-") as folder:
         path = Path(folder) / ONNX
         facts = write_onnx(
             deployed,
@@ -59,30 +61,28 @@ def export(
         )
         report = parity(deployed, path, images_NCHW, subject=bundle.digest, limits=limits)
         _require_parity(report, store)
-        golden = Path(folder) / GOLDEN
-        save_file(_golden(deployed, images_NCHW[:num_golden]), golden)
-        made = lineage("export", parents=parents, data_fingerprint=data_fingerprint)
-        child = replace(
-            manifest,
-            contract=pixel_contract(manifest.preprocessing, len(manifest.labels)),
-            lineage=replace(made, recipe=recipe),
-            files={},
-        )
-        files = {file.name: file for file in Path(folder).iterdir()}
+        chosen = np.linspace(0, len(images_NCHW) - 1, num_golden).round().astype(int)
+        save_file(_golden(deployed, images_NCHW[chosen]), Path(folder) / GOLDEN)
+        child = replace(manifest, contract=pixel_contract(manifest.preprocessing, len(manifest.labels)), lineage=made)
+        files = {file.name: file for file in sorted(Path(folder).iterdir())}
         exported = store.add(child, weights=bundle.weights(), files=files)
-    store.add_report(replace(report, subjects=(exported.digest,)))
-    store.add_report(_facts_report(exported, asdict(facts)))
+    store.add_report(replace(report, subjects=(exported.digest, bundle.digest)))
+    store.add_report(_export_report(exported, facts))
+    if report.details["warning"]:
+        log.warning("Parity of bundle %s: %s", exported.short, report.details["warning"])
+    log.info("Bundle %s: ONNX opset %d, error %.2f floors.", exported.short, facts.opset, report.value("error_ratio.max"))
     return exported
 
 
 def _real_images(data: ImageSet, bundle: Bundle, *, at_least: int) -> np.ndarray:
-    """Up to 64 images of the test split (evenly spaced), as float32 pixels images_NCHW."""
-    split = data.split("test")
+    """Up to 64 images, evenly spaced over the test split (or, where there is none, val), as float32 pixels images_NCHW."""
+    split = data.split("test") if len(data.split("test")) else data.split("val")
     if len(split) < at_least:
-        raise UsageError(f"data '{data.name}' has {len(split)} test images; export needs at least {at_least}.")
-    step = max(1, len(split) // NUM_PARITY_IMAGES)
-    chosen = replace(split, samples=split.samples[::step][:NUM_PARITY_IMAGES])
-    pixels: Pixels = load_pixels(chosen, bundle.manifest.preprocessing)
+        raise InputRefused(
+            f"data '{data.name}' has {len(split)} test images; {at_least} are needed. Give more data or a smaller num_golden."
+        )
+    chosen = np.unique(np.linspace(0, len(split) - 1, max(MAX_PARITY_IMAGES, at_least)).round().astype(int))
+    pixels = load_pixels(replace(split, samples=tuple(split.samples[i] for i in chosen)), bundle.manifest.preprocessing)
     return pixels.images_NCHW.numpy().astype(np.float32)
 
 
@@ -90,18 +90,30 @@ def _require_parity(report: Report, store: Store) -> None:
     if report.verdict == "pass":
         return
     path = store.add_report(replace(report, check="parity.failed"))
-    broken = "; ".join(f"{m.name} is {m.value:.4g}, limit {m.limit}" for m in report.measurements if m.limit and not m.passed)
-    kind = CheckFailed if report.verdict == "fail" else Undecided
-    raise kind(f"The exported graph is not the model: {broken}. No bundle was made; the report is {path}.")
+    broken = [m for m in report.measurements if m.limit is not None and m.passed is not True]
+    reasons = "; ".join(f"{m.name} is {m.value:.4g}, limit {m.limit} ({m.limit.reason})" for m in broken if m.limit)
+    if report.verdict == "undecided":
+        raise Undecided(
+            f"Parity cannot be decided: {reasons}. In float32 the model itself is {report.value('float32_share'):.1%} from "
+            f"float64, so any error could be rounding: its weights or BatchNorm statistics are ill-conditioned. No bundle was "
+            f"made; the report is {path}."
+        )
+    raise CheckFailed(f"The exported graph is not the model: {reasons}. No bundle was made; the report is {path}.")
 
 
 def _golden(deployed: Deployed, images_NCHW: np.ndarray) -> dict[str, torch.Tensor]:
     """Inputs and the float64 answers rounded to float32, for the serving side to repeat with onnxruntime and numpy alone."""
-    logits_NK = EagerRunner(deployed, dtype="float64")(images_NCHW).astype(np.float32)
+    logits_NK = EagerRunner(deployed, dtype="float64", threads=1)(images_NCHW).astype(np.float32)
     return {"images": torch.from_numpy(images_NCHW), "logits": torch.from_numpy(logits_NK)}
 
 
-def _facts_report(bundle: Bundle, facts: dict) -> Report:
-    seconds = [Measurement(f"seconds.{phase}", value, "s") for phase, value in facts.pop("seconds").items()]
-    measurements = (*(Measurement(name, float(value)) for name, value in facts.items()), *seconds)
-    return Report("export", (bundle.digest,), "pass", measurements, {}, environment())
+def _export_report(exported: Bundle, facts: ExportFacts) -> Report:
+    """What was written and how long each phase took."""
+    measurements = (
+        Measurement("opset", facts.opset),
+        Measurement("num_nodes", facts.num_nodes),
+        Measurement("size", facts.num_bytes / MIB, unit="MiB"),
+        *(Measurement(f"{phase}_time", seconds, unit="s") for phase, seconds in facts.seconds.items()),
+    )
+    details = {"method": facts.method, "ir_version": facts.ir_version, "external_data": facts.external_data}
+    return Report("export", (exported.digest,), "pass", measurements, details, environment())
