@@ -41,7 +41,7 @@ def test_an_open_limit_says_how_many_samples_would_decide_and_what_this_set_can(
     _, told = judged(0.0, (-0.04, 0.04), limits())
     assert told["needed_samples"] == 4000
     assert told["smallest_margin"] == pytest.approx(0.04 * 2.8016 / 1.96, rel=1e-3)
-    assert "4,000 samples" in told["text"]
+    assert "4,000 samples" in told["advice"]
 
 
 def test_a_budget_is_judged_by_its_value() -> None:

@@ -30,7 +30,7 @@ def test_gate_shows_old_new_change_and_every_limit_with_its_result(family: Famil
 def test_a_broken_limit_is_named_with_its_reason(family: Family) -> None:
     report = with_limit(family.report("gate"), "negative_flip_rate", value=0.2, passed=False)
     text = text_of(lambda console: show_report(report, console))
-    assert "✗ fail Negative flips" in text
+    assert "✗ fail Negative flips is 20.0%" in text
     assert "why this limit: budget" in text
     assert text.rstrip().endswith("Verdict: ✗ fail")
 

@@ -97,19 +97,20 @@ def _passed(measurement: Measurement, rule: Rule) -> bool | None:
 
 
 def _explain(measurement: Measurement, rule: Rule) -> dict[str, Any]:
-    """A sentence on the result; for an interval also the samples that would decide and the smallest decidable margin."""
+    """The result in a sentence (`text`); where it is open, what would decide it (`advice`).
+
+    For a limit judged by its interval also the smallest margin that so many samples decide.
+    """
     if measurement.value is None:
-        return {"text": "not measured, so it cannot be judged"}
+        return {"text": "not measured, so it cannot be judged", "advice": "It was not measured."}
     if measurement.n is not None and measurement.n < rule.min_samples:
-        return {
-            "text": f"insufficient data: {measurement.n} samples, {rule.min_samples} needed",
-            "needed_samples": rule.min_samples,
-        }
+        text = f"insufficient data: {measurement.n} samples, {rule.min_samples} needed"
+        return {"text": text, "advice": f"{text.capitalize()}.", "needed_samples": rule.min_samples}
     result = {True: "holds", False: "is broken", None: "is undecided"}[measurement.passed]
     if rule.judged_by == "value":
         return {"text": f"{measurement.value:.4g} against {measurement.limit}: the limit {result}"}
     if measurement.interval is None:
-        return {"text": "the interval could not be computed on so few samples, so it cannot be judged"}
+        return {"text": "no interval, so it cannot be judged", "advice": "There are too few samples for an interval."}
     low, high = measurement.interval
     told: dict[str, Any] = {
         "text": f"95% interval {low:.4g} to {high:.4g} against {measurement.limit}: the limit {result}",
@@ -118,5 +119,8 @@ def _explain(measurement: Measurement, rule: Rule) -> dict[str, Any]:
     if measurement.passed is None and measurement.n is not None:
         needed = samples_to_decide(measurement.value, measurement.interval, rule.value, measurement.n)
         told["needed_samples"] = needed
-        told["text"] += f"; about {needed:,} samples would decide" if needed else "; more samples would not soon decide"
+        advice = (
+            f"About {needed:,} samples would decide, if the value stays" if needed else "More samples would not soon decide"
+        )
+        told["advice"] = f"{advice}."
     return told

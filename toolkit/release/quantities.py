@@ -188,7 +188,8 @@ def _points(value: float, bare: bool) -> str:
 
 def _by_unit(value: float, unit: str, bare: bool) -> str:
     if unit in ("MACs", "parameters"):
-        return f"{value / 1e6:,.1f} M" if value < 1e9 else f"{value / 1e9:,.2f} G"
+        scale, letter = (1e3, "k") if value < 1e5 else (1e6, "M") if value < 1e9 else (1e9, "G")
+        return f"{value / scale:,.{2 if letter == 'G' else 1}f} {letter}"
     if unit in ("samples", "differences", "channels", "images", "slices", "rounds"):
         return f"{value:,.0f}" if bare or unit in ("differences", "slices") else f"{value:,.0f} {unit}"
     if unit in ("1", "nats") and 5e-4 <= abs(value) < 10 and value != round(value):

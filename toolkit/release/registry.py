@@ -50,9 +50,10 @@ def reasons(report: Report, *, passed: bool | None) -> str:
 def _reason(measurement: Measurement, explanation: dict) -> str:
     assert measurement.limit is not None
     value = "not measured" if measurement.value is None else f"{measurement.value:.4g}"
-    text = explanation.get("text", f"{value} against {measurement.limit}")
-    because = f" [{measurement.limit.reason}]" if measurement.limit.reason else ""
-    return f"{measurement.name} = {value} (limit {measurement.limit}): {text}.{because}"
+    within = "" if measurement.interval is None else " (95% interval {:.4g} to {:.4g})".format(*measurement.interval)
+    because = f" Why: {measurement.limit.reason}" if measurement.limit.reason else ""
+    advice = f" {explanation['advice']}" if explanation.get("advice") else ""
+    return f"{measurement.name} is {value}{within}, must be {measurement.limit}.{advice}{because}"
 
 
 def _require_current_baseline(store: Store, report: Report, *, bundle: Bundle, alias: str) -> None:

@@ -43,7 +43,7 @@ def show_verdict(report: Report, console: Console) -> None:
     table = _table(f"{_title(report)}: limits")
     for column in ("", "value", "95% interval", "limit", "result"):
         table.add_column(column, justify="left" if column in ("", "result") else "right", no_wrap=column != "")
-    for measurement in reversed(limited(report)):
+    for measurement in sorted(limited(report), key=lambda m: (m.passed is False, m.passed is None)):
         table.add_row(
             parse(measurement.name).title,
             show_value(measurement),
@@ -180,12 +180,11 @@ def _measurement_table(report: Report) -> Table:
 
 def _objection(measurement: Measurement, report: Report) -> Text:
     assert measurement.limit is not None
-    explanation = report.details.get("limits", {}).get(measurement.name, {}).get("text", "")
-    result = show_result(measurement.passed)
+    advice = report.details.get("limits", {}).get(measurement.name, {}).get("advice", "")
+    within = f" ({show_interval(measurement)})" if measurement.interval else ""
+    said = f" {parse(measurement.name).title} is {show_value(measurement)}{within}, must be {show_limit(measurement)}. {advice}"
     why = f"\n    why this limit: {measurement.limit.reason}" if measurement.limit.reason else ""
-    return Text.assemble(
-        "  ", _marked(result), f" {parse(measurement.name).title}: {explanation or show_limit(measurement)}{why}"
-    )
+    return Text.assemble("  ", _marked(show_result(measurement.passed)), said.rstrip(), why)
 
 
 def _title(report: Report) -> str:
