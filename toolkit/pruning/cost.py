@@ -71,7 +71,7 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.names = {p.untyped_storage().data_ptr(): name for name, p in net.named_parameters()}
+        self.names = {p.untyped_storage().data_ptr(): name for name, p in net.named_parameters() if p.ndim > 1}
         self.by_tensor: dict[str, float] = {}
         self.other = 0.0
 
@@ -87,7 +87,7 @@ class _Counter(TorchDispatchMode):
         if packet in flop_registry:
             macs = flop_registry[packet](*args, **kwargs, out_val=out) / 2
             pointers = [t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            name = next((self.names[p] for p in reversed(pointers) if p in self.names and p), None)
+            name = next((self.names[p] for p in pointers if p and p in self.names), None)
             if name is None:
                 self.other += macs
             else:

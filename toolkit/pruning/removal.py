@@ -7,7 +7,8 @@ precision. A group that breaks the net (a width written as a constant in its cod
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,54 +54,78 @@ def zero_removed(net: nn.Module, plan: Plan) -> None:
 
 
 def prunable(net: nn.Module, groups: Sequence[Group], example_NCHW: Tensor) -> list[Group]:
-    """The groups whose removal is proven right on `example_NCHW`; the others are logged with the reason."""
-    faults: dict[str, str] = {}
-    sound = _sound(net, [group for group in groups if group.num_units > 1], example_NCHW, faults)
-    if faults:
-        layers = ", ".join(list(faults)[:6]) + (f" and {len(faults) - 6} more" if len(faults) > 6 else "")
-        logger.warning("These layers and what they are coupled to stay unpruned: %s. %s.", layers, next(iter(faults.values())))
+    """The groups whose removal is proven right on `example_NCHW`; the others are logged with the reason.
+
+    Raises `InputRefused` when the net's outputs are not finite.
+    """
+    trial = _Trial(net, example_NCHW)
+    groups = [group for group in groups if group.num_units > 1]
+    if trial.fault(groups) is None:
+        return groups
+    faults = [(group, trial.fault([group])) for group in groups]
+    named = {group.name: fault for group, fault in faults if fault is not None}
+    layers = ", ".join(list(named)[:6]) + (f" and {len(named) - 6} more" if len(named) > 6 else "")
+    logger.warning("These layers and what they are coupled to stay unpruned: %s. %s.", layers, next(iter(named.values()), ""))
+    sound = [group for group, fault in faults if fault is None]
+    fault = trial.fault(sound)
+    if fault is not None:
+        raise InputRefused(f"Parts of this {type(net).__name__} can be pruned alone but not together: {fault}.")
     return sound
 
 
-def _sound(net: nn.Module, groups: list[Group], example_NCHW: Tensor, faults: dict[str, str]) -> list[Group]:
-    """The sound groups, found by halving: most nets are sound as a whole."""
-    fault = _fault(net, groups, example_NCHW)
-    if fault is None:
-        return groups
-    if len(groups) == 1:
-        faults.setdefault(groups[0].name, fault)
-        return []
-    half = len(groups) // 2
-    found = [*_sound(net, groups[:half], example_NCHW, faults), *_sound(net, groups[half:], example_NCHW, faults)]
-    fault = _fault(net, found, example_NCHW)
-    if fault is not None:
-        raise InputRefused(f"Parts of this {type(net).__name__} can be pruned alone but not together: {fault}.")
-    return found
+class _Trial:
+    """A copy of a net on which removals are tried and undone."""
 
+    def __init__(self, net: nn.Module, example_NCHW: Tensor) -> None:
+        self.net, self.images_NCHW = copy.deepcopy(net).double(), example_NCHW.double()
+        try:
+            expected = self._run()
+        except RuntimeError:  # float32 is written into the net's code
+            self.net, self.images_NCHW = copy.deepcopy(net).float(), example_NCHW.float()
+            expected = self._run()
+        if not bool(torch.isfinite(expected).all()):
+            raise InputRefused("The model's own outputs are NaN or infinite on a calibration image: its weights are damaged.")
 
-def _fault(net: nn.Module, groups: Sequence[Group], example_NCHW: Tensor) -> str | None:
-    """Why removing the last unit of each group is wrong; None when it is right."""
-    keeps = [torch.arange(group.num_units) < group.num_units - 1 for group in groups]
-    plan = plan_of(net, groups, keeps)
-    try:
-        masked, images = copy.deepcopy(net).double(), example_NCHW.double()
-        with evaluating(masked):
-            masked(images)
-    except RuntimeError:  # float32 is written into the net's code
-        masked, images = copy.deepcopy(net).float(), example_NCHW.float()
-    pruned = copy.deepcopy(masked)
-    zero_removed(masked, plan)
-    try:
-        apply_plan(pruned, plan)
-        with evaluating(pruned), evaluating(masked):
-            expected, found = masked(images), pruned(images)
-    except Exception as error:  # whatever the net's own code raises on widths it did not expect
-        return f"The net's own code does not take other widths there ({str(error).splitlines()[0]})"
-    scale = float(expected.abs().max())
-    difference = float((expected - found).abs().max())
-    if difference <= TOLERANCE[images.dtype] * max(scale, 1e-30):
-        return None
-    return f"Removing a channel is not the same as setting it to zero (difference {difference:.1e} of {scale:.1e})"
+    def fault(self, groups: Sequence[Group]) -> str | None:
+        """Why removing the last unit of each group is wrong; None when it is right."""
+        keeps = [torch.arange(group.num_units) < group.num_units - 1 for group in groups]
+        plan = plan_of(self.net, groups, keeps)
+        try:
+            with self._undone(plan):
+                apply_plan(self.net, plan)
+                found = self._run()
+        except Exception as error:  # whatever the net's own code raises on widths it did not expect
+            return f"The net's own code does not take other widths there ({str(error).splitlines()[0]})"
+        with self._undone(plan):
+            owners = tensor_owners(self.net)
+            for name in plan.kept:
+                tensor, module, key = owners[name]
+                setattr(module, key, copy.deepcopy(tensor))
+            zero_removed(self.net, plan)
+            expected = self._run()
+        scale, difference = float(expected.abs().max()), float((expected - found).abs().max())
+        if difference <= TOLERANCE[expected.dtype] * max(scale, 1e-30):
+            return None
+        return f"Removing a channel is not the same as setting it to zero (difference {difference:.1e} of {scale:.1e})"
+
+    def _run(self) -> Tensor:
+        with evaluating(self.net):
+            return self.net(self.images_NCHW)
+
+    @contextmanager
+    def _undone(self, plan: Plan) -> Iterator[None]:
+        """Put back, after the block, every tensor and attribute that `plan` touches."""
+        owners = tensor_owners(self.net)
+        tensors = [owners[name] for name in plan.kept]
+        modules = [(self.net.get_submodule(name), values) for name, values in plan.attributes.items()]
+        attributes = [(module, key, getattr(module, key)) for module, values in modules for key in values]
+        try:
+            yield
+        finally:
+            for tensor, module, key in tensors:
+                setattr(module, key, tensor)
+            for module, key, value in attributes:
+                setattr(module, key, value)
 
 
 def _attributes(net: nn.Module, kept: Mapping[str, Mapping[str, Sequence[int]]]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,262 @@
+"""Removing channels gives what zeroing them gives: the property that catches wrong surgery, on real architectures."""
+
+import copy
+import importlib
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
+
+from toolkit.errors import InputRefused, UsageError
+from toolkit.pruning import (
+    CRITERIA,
+    PruneOptions,
+    Target,
+    apply_plan,
+    count_macs,
+    find_groups,
+    plan_pruning,
+    prune_net,
+    zero_removed,
+)
+
+
+def tv(name: str, **kwargs: object) -> Callable[[], nn.Module]:
+    return lambda: getattr(torchvision.models, name)(num_classes=7, **kwargs)
+
+
+def lite0() -> nn.Module:
+    return importlib.import_module("timm").create_model("tf_efficientnet_lite0", num_classes=7)
+
+
+def vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(64, 16, 2, 2, 32, 64, num_classes=7)
+
+
+def swin() -> nn.Module:
+    return torchvision.models.SwinTransformer([4, 4], 24, [1, 1], [2, 2], [4, 4], num_classes=7)
+
+
+def maxvit() -> nn.Module:
+    return torchvision.models.MaxVit((64, 64), 16, 2, [16, 32], [1, 1], 8, 0.0, num_classes=7)
+
+
+def convnext() -> nn.Module:
+    setting = torchvision.models.convnext.CNBlockConfig
+    return torchvision.models.ConvNeXt([setting(16, 32, 1), setting(32, None, 1)], num_classes=7)
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], float]] = {
+    "resnet18": (tv("resnet18"), 0.5),
+    "mobilenet_v3_small": (tv("mobilenet_v3_small"), 0.5),
+    "efficientnet_b0": (tv("efficientnet_b0"), 0.5),
+    "regnet_y_400mf": (tv("regnet_y_400mf"), 0.5),
+    "shufflenet_v2_x1_0": (tv("shufflenet_v2_x1_0"), 0.6),
+    "squeezenet1_1": (tv("squeezenet1_1"), 0.5),
+    "tf_efficientnet_lite0": (lite0, 0.5),
+    "vit": (vit, 0.85),
+    "swin": (swin, 0.8),
+    "maxvit": (maxvit, 0.8),
+    "convnext": (convnext, 0.6),
+}
+SLOW_NETS: dict[str, tuple[Callable[[], nn.Module], float]] = {
+    "densenet121": (tv("densenet121"), 0.5),
+    "resnext50_32x4d": (tv("resnext50_32x4d"), 0.5),
+    "vgg11_bn": (tv("vgg11_bn"), 0.5),
+    "googlenet": (tv("googlenet", init_weights=False), 0.5),
+}
+
+
+def settle(net: nn.Module) -> nn.Module:
+    """BatchNorms that change what passes through them."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor, low in (
+                (module.weight, 0.5),
+                (module.bias, -0.5),
+                (module.running_mean, -0.5),
+                (module.running_var, 0.5),
+            ):
+                tensor.data.copy_(torch.rand(tensor.shape) + low)
+    return net
+
+
+def check_pruned_equals_masked(make: Callable[[], nn.Module], macs: float) -> None:
+    torch.manual_seed(0)
+    net = settle(make()).eval()
+    images_NCHW = torch.randn(2, 3, 64, 64)
+    plan = plan_pruning(net, images_NCHW[:1], criterion=CRITERIA["random"](), target=Target(macs=macs))
+    pruned, masked = copy.deepcopy(net).double(), copy.deepcopy(net).double()
+    apply_plan(pruned, plan)
+    zero_removed(masked, plan)
+    with torch.no_grad():
+        expected, found = masked(images_NCHW.double()), pruned(images_NCHW.double())
+    assert float((expected - found).abs().max()) <= 1e-9 * float(expected.abs().max())
+    assert 0.8 * macs <= count_macs(pruned.float(), images_NCHW[:1]) / count_macs(net, images_NCHW[:1]) <= macs
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_pruned_equals_masked(name: str) -> None:
+    check_pruned_equals_masked(*NETS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW_NETS)
+def test_pruned_equals_masked_for_large_nets(name: str) -> None:
+    check_pruned_equals_masked(*SLOW_NETS[name])
+
+
+def test_every_coupling_of_one_net(mixed: Callable[..., nn.Module], example_NCHW: Tensor) -> None:
+    groups = {group.name: group for group in find_groups(mixed(), example_NCHW)}
+    assert {name: group.num_channels for name, group in groups.items()} == {
+        "stem": 32,
+        "expand": 64,
+        "squeeze": 16,
+        "left": 24,
+        "right": 40,
+        "hidden": 48,
+    }
+    where = {(member.tensor, member.dim) for member in groups["stem"].members}
+    assert {("stem_norm.running_var", 0), ("project.weight", 0), ("project.bias", 0), ("right.weight", 1)} < where
+    flattened = next(member for member in groups["right"].members if member.tensor == "hidden.weight")
+    assert flattened.units.tolist() == [-1] * 24 * 16 + [unit for unit in range(40) for _ in range(16)]
+
+
+@pytest.mark.parametrize("groups", [2, 8, 64])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_grouped_convolutions_stay_even(
+    mixed: Callable[..., nn.Module], example_NCHW: Tensor, groups: int, round_to: int
+) -> None:
+    net = mixed(groups=groups)
+    plan = plan_pruning(net, example_NCHW, criterion=CRITERIA["random"](), target=Target(macs=0.5), round_to=round_to)
+    masked = copy.deepcopy(net).eval()
+    apply_plan(net, plan)
+    zero_removed(masked, plan)
+    conv = net.depthwise
+    assert conv.weight.shape[0] < 64
+    assert conv.in_channels == conv.groups * conv.weight.shape[1] == net.expand.out_channels
+    assert conv.out_channels == conv.weight.shape[0] == net.project.in_channels
+    assert conv.out_channels % max(round_to, 64 // groups if groups > 2 else 2) == 0
+    assert torch.allclose(net.eval()(example_NCHW), masked(example_NCHW), atol=1e-4)
+
+
+def test_frozen_batchnorm_is_pruned_with_its_layer(mixed: Callable[..., nn.Module], example_NCHW: Tensor) -> None:
+    net = mixed(norm=FrozenBatchNorm2d).eval()
+    plan = plan_pruning(net, example_NCHW, criterion=CRITERIA["magnitude"](), target=Target(macs=0.5))
+    masked = copy.deepcopy(net)
+    apply_plan(net, plan)
+    zero_removed(masked, plan)
+    assert net.depthwise_norm.running_var.shape == net.depthwise_norm.weight.shape == (net.expand.out_channels,)
+    assert torch.allclose(net(example_NCHW), masked(example_NCHW), atol=1e-4)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_frozen_net_prunes_and_stays_as_it_was(
+    mixed: Callable[..., nn.Module], example_NCHW: Tensor, batches: list[tuple[Tensor, Tensor]], grad: bool
+) -> None:
+    net = mixed().requires_grad_(False)
+    net.head.requires_grad_(True)
+    net.stem_norm.eval()
+    modes = {name: module.training for name, module in net.named_modules()}
+    flags = {name: p.requires_grad for name, p in net.named_parameters()}
+    with torch.set_grad_enabled(grad):
+        options = PruneOptions(steps=2)
+        target = Target(macs=0.5)
+        prune_net(net, example_NCHW, criterion=CRITERIA["taylor"](), target=target, batches=batches, options=options)
+        assert torch.is_grad_enabled() == grad
+    assert {name: module.training for name, module in net.named_modules()} == modes
+    assert {name: p.requires_grad for name, p in net.named_parameters()} == flags
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_planning_leaves_the_net_and_the_random_numbers_alone(
+    mixed: Callable[..., nn.Module], example_NCHW: Tensor, batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    net = mixed()
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    plan_pruning(net, example_NCHW, criterion=CRITERIA["taylor"](), target=Target(macs=0.5), batches=batches)
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_steps_reach_the_target_by_one_plan_of_the_whole(
+    mixed: Callable[..., nn.Module], example_NCHW: Tensor, batches: list[tuple[Tensor, Tensor]], steps: int
+) -> None:
+    net, whole = mixed(), mixed()
+    options = PruneOptions(steps=steps, round_to=4)
+    plan = prune_net(
+        net, example_NCHW, criterion=CRITERIA["magnitude"](), target=Target(macs=0.4), batches=batches, options=options
+    )
+    share = count_macs(net, example_NCHW) / count_macs(whole, example_NCHW)
+    assert 0.36 < share <= 0.4
+    apply_plan(whole, plan)
+    weights = dict(whole.named_parameters())
+    assert all(torch.equal(p, weights[name]) for name, p in net.named_parameters())
+
+
+def test_protected_layers_and_the_head_keep_their_width(mixed: Callable[..., nn.Module], example_NCHW: Tensor) -> None:
+    net = mixed()
+    protect = ["stem", "right"]
+    plan = plan_pruning(net, example_NCHW, criterion=CRITERIA["random"](), target=Target(ratio=0.5), protect=protect)
+    apply_plan(net, plan)
+    assert (net.stem.out_channels, net.project.out_channels, net.right.out_channels, net.head.out_features) == (32, 32, 40, 5)
+    assert net.left.out_channels < 24
+
+
+def test_an_unknown_layer_to_protect_is_an_error_with_a_hint(mixed: Callable[..., nn.Module], example_NCHW: Tensor) -> None:
+    with pytest.raises(UsageError, match="Did you mean stem"):
+        find_groups(mixed(), example_NCHW, protect=["stm"])
+
+
+def test_a_net_that_cannot_be_pruned_is_an_error(example_NCHW: Tensor) -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
+    with pytest.raises(InputRefused, match="Nothing in this Sequential can be pruned"):
+        plan_pruning(net, example_NCHW, criterion=CRITERIA["magnitude"](), target=Target(macs=0.5))
+
+
+class Stubborn(nn.Module):
+    """One width is a constant in its code; one hidden layer is free; two layers share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 8, stride=8)
+        self.tied = nn.Conv2d(16, 16, 1, bias=False)
+        self.twin = nn.Conv2d(16, 16, 1, bias=False)
+        self.twin.weight = self.tied.weight
+        self.second = nn.Conv2d(16, 32, 1)
+        self.up = nn.Linear(32 * 16, 64)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        x = F.relu(self.second(self.twin(self.tied(self.first(images_NCHW)))))
+        return self.head(F.relu(self.up(x.reshape(len(x), 32 * 16))))
+
+
+def test_what_the_code_or_a_shared_weight_forbids_stays_and_is_named(
+    example_NCHW: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    net = Stubborn()
+    with caplog.at_level(logging.WARNING):
+        plan = plan_pruning(net, example_NCHW, criterion=CRITERIA["magnitude"](), target=Target(ratio=0.5))
+    assert "second" in caplog.text
+    assert set(plan.kept) == {"up.weight", "up.bias", "head.weight"}
+    apply_plan(net, plan)
+    assert net.twin.weight is net.tied.weight
+    assert net(example_NCHW).shape == (1, 5)
+
+
+def test_branches_for_training_fit_the_pruned_net() -> None:
+    torch.manual_seed(0)
+    net = torchvision.models.GoogLeNet(num_classes=4, init_weights=False, aux_logits=True)
+    images_NCHW = torch.randn(2, 3, 64, 64)
+    plan = plan_pruning(net, images_NCHW[:1], criterion=CRITERIA["random"](), target=Target(macs=0.6))
+    apply_plan(net, plan)
+    outputs = net.train()(images_NCHW)
+    assert [output.shape for output in outputs] == [(2, 4)] * 3

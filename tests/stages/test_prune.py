@@ -1,0 +1,166 @@
+"""The stage: a pruned bundle that reloads anywhere, bit for bit, with a report of what it bought."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from toolkit.bundle import Architecture, Bundle, Manifest, Preprocessing, Store, lineage
+from toolkit.data import ImageSet
+from toolkit.data.shapes import shapes
+from toolkit.errors import InputRefused, UsageError
+from toolkit.models import build, pixel_contract, restore
+from toolkit.pruning import CRITERIA, PruneOptions, Target, count_macs, count_parameters
+from toolkit.stages.prune import Recovery, prune
+from toolkit.training import Distillation, FitOptions, TrainerSpec, full
+
+OPTIONS = PruneOptions(num_batches=2, batch_size=8, bn_images=32)
+RECOVERY = Recovery(
+    schedule=full(epochs=1, lr=1e-3),
+    options=FitOptions(batch_size=16, distillation=Distillation()),
+    trainer=TrainerSpec(accelerator="cpu"),
+)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    return shapes(num_samples=80, size_px=32, num_labels=2)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, data: ImageSet) -> tuple[Store, Bundle, Bundle]:
+    """A store with a small net and its pruned child."""
+    folder = tmp_path_factory.mktemp("prune")
+    store = Store(folder / "store")
+    blocks = [[1, 16, 1, 1], [6, 32, 2, 2], [6, 64, 1, 2]]
+    architecture = Architecture("torchvision/mobilenet_v2", {"num_classes": 2, "inverted_residual_setting": blocks})
+    preprocessing = Preprocessing(size_px=(32, 32))
+    torch.manual_seed(0)
+    manifest = Manifest(architecture, tuple(data.labels), preprocessing, pixel_contract(preprocessing, 2), lineage("adopt"))
+    parent = store.add(manifest, weights=build(architecture).state_dict())
+    child = prune(
+        parent,
+        store=store,
+        data=data,
+        run_dir=folder / "run",
+        target=Target(macs=0.5),
+        criterion=CRITERIA["magnitude"](),
+        options=OPTIONS,
+        recovery=RECOVERY,
+    )
+    return store, parent, child
+
+
+def test_everything_that_should_drop_drops_and_is_reported(shared: tuple[Store, Bundle, Bundle]) -> None:
+    store, parent, child = shared
+    report = store.reports(child.digest)["pruning"]
+    before, after = restore(parent), restore(child)
+    example = torch.zeros(1, 3, 32, 32)
+    assert report.subjects == (child.digest, parent.digest)
+    assert report.value("macs.candidate") == count_macs(after, example)
+    assert 0.4 < report.value("macs.ratio") <= 0.5
+    assert report.value("parameters.baseline") == count_parameters(before)
+    for quantity in ("parameters", "weights_size", "size"):
+        assert report.value(f"{quantity}.candidate") < report.value(f"{quantity}.baseline")
+    assert report.value("latency_median.candidate") > 0
+    for moment in ("baseline", "after_surgery", "after_batchnorm", "candidate"):
+        assert 0 <= report.value(f"balanced_accuracy.{moment}[split=val]") <= 1
+    assert report.details["channels"]["features.5.0"][0] == 1280
+    assert report.details["channels"]["classifier.1"] == [2, 2]
+
+
+def test_the_child_keeps_what_a_model_is(shared: tuple[Store, Bundle, Bundle], data: ImageSet) -> None:
+    _, parent, child = shared
+    made = child.manifest.lineage
+    assert (made.stage, made.parents, made.data_fingerprint) == ("prune", (parent.digest,), data.fingerprint())
+    assert "macs: 0.5" in made.recipe
+    same = ("architecture", "labels", "preprocessing", "contract")
+    assert all(getattr(child.manifest, field) == getattr(parent.manifest, field) for field in same)
+    assert all(p.requires_grad for p in restore(child).parameters())
+
+
+def test_the_same_pruning_is_found_again(shared: tuple[Store, Bundle, Bundle], data: ImageSet, tmp_path: Path) -> None:
+    store, parent, child = shared
+    again = prune(
+        parent,
+        store=store,
+        data=data,
+        run_dir=tmp_path / "other",
+        target=Target(macs=0.5),
+        criterion=CRITERIA["magnitude"](),
+        options=OPTIONS,
+        recovery=RECOVERY,
+    )
+    assert again.digest == child.digest
+    assert not (tmp_path / "other").exists()
+
+
+RELOAD = """
+import sys, torch
+from safetensors.torch import load_file
+from toolkit.bundle import Store
+from toolkit.models import restore
+torch.set_num_threads(1)
+expected = load_file(sys.argv[3])
+found = restore(Store(sys.argv[1]).open(sys.argv[2]))(expected["images"])
+assert torch.equal(found, expected["logits"]), (found - expected["logits"]).abs().max()
+assert not [name for name in sys.modules if "torch_pruning" in name]
+"""
+
+
+def test_a_fresh_process_gives_the_same_bits_without_a_pruning_library(
+    shared: tuple[Store, Bundle, Bundle], tmp_path: Path
+) -> None:
+    store, _, child = shared
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        save_file({"images": images, "logits": restore(child)(images)}, tmp_path / "expected.safetensors")
+    arguments = [str(store.root), child.digest, str(tmp_path / "expected.safetensors")]
+    done = subprocess.run([sys.executable, "-c", RELOAD, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_pruned_bundle_can_be_pruned_again(shared: tuple[Store, Bundle, Bundle], data: ImageSet, tmp_path: Path) -> None:
+    store, _, child = shared
+    options = replace(OPTIONS, steps=2, protect=["features.0"])
+    grandchild = prune(
+        child,
+        store=store,
+        data=data,
+        run_dir=tmp_path,
+        target=Target(ratio=0.5),
+        criterion=CRITERIA["taylor"](),
+        options=options,
+        recovery=replace(RECOVERY, options=FitOptions(batch_size=16)),
+    )
+    assert store.reports(grandchild.digest)["pruning"].value("macs.ratio") < 0.7
+    sizes = json.loads(json.dumps(store.reports(grandchild.digest)["pruning"].details["channels"]))
+    assert sizes["features.0.0"][0] == sizes["features.0.0"][1]
+    net = restore(grandchild)
+    assert len(net.get_submodule("features.5.0").weight) == sizes["features.5.0"][1]
+
+
+def test_other_labels_are_refused_before_any_work(shared: tuple[Store, Bundle, Bundle], tmp_path: Path) -> None:
+    store, parent, _ = shared
+    other = shapes(num_samples=80, size_px=32, num_labels=3)
+    with pytest.raises(InputRefused, match="label"):
+        prune(parent, store=store, data=other, run_dir=tmp_path / "run", target=Target(macs=0.5))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_target_out_of_reach_leaves_no_bundle(shared: tuple[Store, Bundle, Bundle], data: ImageSet, tmp_path: Path) -> None:
+    store, parent, _ = shared
+    before = store.digests()
+    with pytest.raises(UsageError, match="cannot be met"):
+        prune(parent, store=store, data=data, run_dir=tmp_path, target=Target(macs=0.01), options=OPTIONS, recovery=RECOVERY)
+    assert store.digests() == before
+
+
+def test_the_default_recovery_learns_from_the_unpruned_model() -> None:
+    assert Recovery().options.distillation == Distillation()
