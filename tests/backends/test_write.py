@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.backends.small import LABELS, PREPROCESSING, SIZE_PX, images_NCHW, small, written
-from toolkit.backends import EagerRunner, ExportFacts, OnnxRunner, write_onnx
+from toolkit.backends import EagerRunner, ExportFacts, OnnxRunner, write, write_onnx
 from toolkit.backends.describe import module_path
 from toolkit.bundle import Preprocessing
 from toolkit.errors import EnvironmentProblem, InputRefused, UsageError
@@ -74,6 +74,15 @@ def test_writing_is_silent_and_leaves_the_module_alone(tmp_path: Path, capfd: py
     assert output.out + output.err == ""
     assert deployed.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in deployed.state_dict().items())
+
+
+def test_a_large_graph_keeps_its_tensors_in_a_file_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "EXTERNAL_ABOVE_BYTES", 1000)
+    path, facts = written(tmp_path)
+    assert facts.external_data
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert facts.num_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert OnnxRunner(path)(images_NCHW()[:2]).shape == (2, 3)
 
 
 @pytest.mark.parametrize("opset", [17, 24])
