@@ -1,0 +1,27 @@
+"""Old models come in: reading checkpoints of unknown origin, matching their tensors to a maintained model, proving it."""
+
+from toolkit.migration.adoption import Adoption, checked_width, from_checkpoint, random_weights
+from toolkit.migration.legacy import Comparison, build_legacy, compare
+from toolkit.migration.loading import load_matched
+from toolkit.migration.matching import Matching, Row, match
+from toolkit.migration.reading import Checkpoint, open_checkpoint, read_checkpoint
+from toolkit.migration.sources import Source, find_source
+
+__all__ = [
+    "Adoption",
+    "Checkpoint",
+    "Comparison",
+    "Matching",
+    "Row",
+    "Source",
+    "build_legacy",
+    "checked_width",
+    "compare",
+    "find_source",
+    "from_checkpoint",
+    "load_matched",
+    "match",
+    "open_checkpoint",
+    "random_weights",
+    "read_checkpoint",
+]

@@ -2,7 +2,7 @@
 
 from toolkit.models.deployed import Deployed, pixel_contract
 from toolkit.models.heads import find_head, replace_head, replace_head_by_label
-from toolkit.models.registry import build, default_preprocessing, register
+from toolkit.models.registry import build, default_preprocessing, register, training_only
 from toolkit.models.restoring import restore
 from toolkit.models.stage_groups import stage_names
 
@@ -17,4 +17,5 @@ __all__ = [
     "replace_head_by_label",
     "restore",
     "stage_names",
+    "training_only",
 ]

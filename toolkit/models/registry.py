@@ -90,6 +90,12 @@ def default_preprocessing(architecture: Architecture) -> Preprocessing:
     return _lookup(architecture.key).preprocessing or Preprocessing(size_px=(224, 224))
 
 
+def training_only(architecture: Architecture) -> tuple[str, ...]:
+    """Beginnings of tensor names that published checkpoints of `architecture` hold for training alone (auxiliary heads)."""
+    library, _, name = architecture.key.partition("/")
+    return LIBRARIES[library].training_only(name) if library in LIBRARIES else ()
+
+
 def _lookup(key: str) -> Registered:
     if key not in _registered:
         _load_entry_points()

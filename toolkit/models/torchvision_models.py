@@ -72,3 +72,10 @@ def _require(name: str) -> None:
     if name not in names():
         known = names()
         raise unknown_name("model", f"torchvision/{name}", [f"torchvision/{entry}" for entry in known])
+
+
+def published_as(name: str, file_name: str) -> str | None:
+    """The entry of model `name` whose published file is called `file_name`, or None."""
+    _require(name)
+    published = get_model_weights(name)
+    return next((entry.name for entry in published if entry.url.rpartition("/")[2] == file_name), None)

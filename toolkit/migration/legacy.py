@@ -1,0 +1,151 @@
+"""Proof by running both: the legacy module and its successor answer the same images.
+
+Names and shapes can agree while the computation differs (another epsilon, another padding, another activation). Where the
+legacy code can still run, both models get the same inputs, random ones and photographs. Equal bits prove the adoption.
+Where the bits differ, both are run again in float64: rounding shrinks by nine orders of magnitude there, a different
+computation does not.
+
+Shapes: N batch, C channels, H height, W width, K classes.
+"""
+
+import ast
+import copy
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+
+from toolkit.bundle import Preprocessing
+from toolkit.data.preprocessing import Normalise, render
+from toolkit.errors import InputRefused, UsageError
+
+NUM_RANDOM = 4
+ROUNDING = 1e-9  # of the logits' largest magnitude, in float64
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far two models' logits lie apart on `num_images` images, in float32 and (when not bit-exact) in float64."""
+
+    num_images: int
+    bit_exact: bool
+    max_abs_difference: float
+    max_abs_difference_float64: float | None
+    max_abs_logit: float
+    top1_agreement: float
+
+    @property
+    def explained(self) -> bool:
+        """Whether the two compute the same function: bit-exact, or apart by rounding alone."""
+        if self.bit_exact:
+            return True
+        difference = self.max_abs_difference_float64
+        return difference is not None and difference <= self.rounding_limit
+
+    @property
+    def rounding_limit(self) -> float:
+        """The largest float64 difference, in logits, that rounding alone may leave."""
+        return ROUNDING * self.max_abs_logit
+
+
+def build_legacy(call: str, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The legacy module that `call` builds (`<module>:<callable>`, or `<module>:<callable>('b0', num_classes=2)`), loaded.
+
+    The module is imported from the user's own environment, the working directory included. Raises `UsageError` where it
+    cannot be imported or called and `InputRefused` where `weights` do not fit it.
+    """
+    function, arguments, keywords = _parsed(call)
+    try:
+        net = function(*arguments, **keywords)
+    except Exception as error:
+        raise UsageError(f"legacy={call} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(net, nn.Module):
+        raise UsageError(f"legacy={call} returns {type(net).__name__}, not a torch module.")
+    try:
+        outcome = net.load_state_dict(
+            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}, strict=False
+        )
+    except RuntimeError as error:
+        raise InputRefused(f"The checkpoint does not fit the legacy module {call}: {error}") from error
+    missing = [name for name in outcome.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing or outcome.unexpected_keys:
+        raise InputRefused(
+            f"The checkpoint does not fit the legacy module {call}: missing {missing[:5]}, "
+            f"unexpected {outcome.unexpected_keys[:5]}."
+        )
+    return net.eval()
+
+
+def compare(legacy: nn.Module, net: nn.Module, preprocessing: Preprocessing) -> Comparison:
+    """Run both modules, in evaluation mode, on random values and on photographs; both take normalised images (N, C, H, W)."""
+    images_NCHW = torch.cat([_random_images(preprocessing), normalised_photographs(preprocessing)])
+    old_NK, new_NK = _logits(legacy, images_NCHW), _logits(net, images_NCHW)
+    if old_NK.shape != new_NK.shape:
+        raise InputRefused(f"The legacy module returns {tuple(old_NK.shape)}, the model {tuple(new_NK.shape)}.")
+    bit_exact = torch.equal(old_NK, new_NK)
+    double = None
+    if not bit_exact:
+        old64_NK, new64_NK = (_logits(copy.deepcopy(m).double(), images_NCHW.double()) for m in (legacy, net))
+        double = float((old64_NK - new64_NK).abs().max())
+    return Comparison(
+        num_images=len(images_NCHW),
+        bit_exact=bit_exact,
+        max_abs_difference=float((old_NK - new_NK).abs().max()),
+        max_abs_difference_float64=double,
+        max_abs_logit=float(old_NK.abs().max()),
+        top1_agreement=float((old_NK.argmax(1) == new_NK.argmax(1)).float().mean()),
+    )
+
+
+def normalised_photographs(preprocessing: Preprocessing) -> Tensor:
+    """Normalised photographs at the model's size: the two that ship with scikit-learn, whole and in quarters."""
+    rendered = []
+    for image_HWC in load_sample_images().images:
+        height_px, width_px = image_HWC.shape[0] // 2, image_HWC.shape[1] // 2
+        for part_HWC in (image_HWC, image_HWC[:height_px, :width_px], image_HWC[height_px:, width_px:]):
+            rendered.append(render(np.ascontiguousarray(part_HWC), preprocessing))
+    pixels_NCHW = torch.from_numpy(np.stack(rendered)).permute(0, 3, 1, 2).contiguous()
+    return Normalise(preprocessing)(pixels_NCHW)
+
+
+def _random_images(preprocessing: Preprocessing) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((NUM_RANDOM, preprocessing.num_channels, *preprocessing.size_px), generator=generator)
+
+
+def _logits(net: nn.Module, images_NCHW: Tensor) -> Tensor:
+    with torch.no_grad():
+        output = net.eval()(images_NCHW)
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        raise InputRefused(f"{type(net).__name__} does not return one tensor of logits (N, K): wrap it so that it does.")
+    return output
+
+
+def _parsed(call: str) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+    found = re.fullmatch(r"([\w.]+):([\w.]+)(\(.*\))?", call.strip(), re.DOTALL)
+    if found is None:
+        raise UsageError(f"legacy={call} is not <module>:<callable>, e.g. legacy=old_code.model:build")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        function: Any = importlib.import_module(found.group(1))
+        for part in found.group(2).split("."):
+            function = getattr(function, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"legacy={call}: {error}. Install the package, or run where the module lies.") from error
+    try:
+        node = ast.parse(f"f{found.group(3) or '()'}", mode="eval").body
+        assert isinstance(node, ast.Call)
+        arguments = [ast.literal_eval(argument) for argument in node.args]
+        keywords = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"legacy={call}: its arguments must be plain values in Python's spelling ({error}).") from error
+    return function, arguments, keywords
