@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,32 @@ def test_a_sweep_over_schedules_from_the_command_line(
         assert (tmp_path / "sweep" / job / "metrics.csv").is_file()
         assert name in json.loads((tmp_path / "sweep" / job / "run.json").read_text())["schedule"]
     assert len(store.digests()) == 3
+
+
+def test_a_terminated_command_exits_143_and_resumes(
+    parent: Bundle, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = [f"bundle={parent.digest}", f"store={store.root}", "data=shapes", "data.num_samples=60"]
+    command = ["finetune", *places, "schedule=linear_probe", "schedule.epochs=200", "trainer=cpu"]
+    child = os.fork()
+    if child == 0:
+        try:
+            main([*command, "trainer.checkpoint_every_s=0", "hydra.run.dir=first"])
+        except SystemExit as stopped:
+            os._exit(int(stopped.code or 0))
+        finally:
+            os._exit(99)
+    while not list((tmp_path / "first" / "checkpoints").glob("0*.ckpt")):
+        pass
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 143
+    assert store.digests() == [parent.digest]
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "resume=first", "hydra.run.dir=second"])
+    assert stopped.value.code == 0
+    assert len(store.digests()) == 2
 
 
 def test_linear_probe_is_a_schedule_of_the_head_alone() -> None:

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.bundle import Bundle, Measurement, Report, Store, environment, lineage, recipe_yaml
+from torch import nn
+
+from toolkit.bundle import Bundle, Lineage, Manifest, Measurement, Report, Store, environment, lineage, recipe_yaml
 from toolkit.data import ImageSet, audit, load_pixels, require_sound
 from toolkit.models import pixel_contract, replace_head_by_label, restore
 from toolkit.training import FitOptions, FitResult, Schedule, TrainerSpec, fit
@@ -46,12 +48,8 @@ def finetune(
     require_sound(findings)
     for warning in findings.warnings:
         log.warning("%s", warning)
-    preprocessing, labels = bundle.manifest.preprocessing, tuple(data.labels)
-    net = restore(bundle)
-    carried = labels
-    if labels != tuple(bundle.manifest.labels):
-        carried = replace_head_by_label(net, bundle.manifest.labels, labels, seed=options.seed)
-        log.info("New head for %d labels; %d of them carried over from the old one.", len(labels), len(carried))
+    preprocessing = bundle.manifest.preprocessing
+    net, carried = _with_labels(bundle, data.labels, options.seed)
     result = fit(
         net,
         train=load_pixels(data.split("train"), preprocessing),
@@ -64,19 +62,33 @@ def finetune(
         resume=resume is not None,
         loggers=list(logger.values()) if isinstance(logger, Mapping) else list(logger),
     )
-    architecture = bundle.manifest.architecture
-    manifest = replace(
-        bundle.manifest,
-        architecture=replace(architecture, kwargs={**architecture.kwargs, "num_classes": len(labels)}),
-        labels=labels,
-        contract=pixel_contract(preprocessing, len(labels)),
-        lineage=made,
-    )
-    child = store.add(manifest, weights=net.state_dict())
+    child = store.add(_manifest(bundle, data.labels, made), weights=net.state_dict())
     store.add_report(Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment()))
     store.add_report(_training_report(child, result, carried))
     log.info("Bundle %s: %s %.4f on the validation split.", child.short, result.monitor, result.best_metric)
     return child
+
+
+def _with_labels(bundle: Bundle, labels: Sequence[str], seed: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """The bundle's module with a head for `labels`, and the labels whose weights it kept."""
+    net, before = restore(bundle), bundle.manifest.labels
+    if tuple(labels) == tuple(before):
+        return net, tuple(labels)
+    carried = replace_head_by_label(net, before, labels, seed=seed)
+    log.info("New head for %d labels; %d of them carried over from the old one.", len(labels), len(carried))
+    return net, carried
+
+
+def _manifest(parent: Bundle, labels: Sequence[str], made: Lineage) -> Manifest:
+    """The parent's manifest with these labels and this lineage."""
+    architecture = parent.manifest.architecture
+    return replace(
+        parent.manifest,
+        architecture=replace(architecture, kwargs={**architecture.kwargs, "num_classes": len(labels)}),
+        labels=tuple(labels),
+        contract=pixel_contract(parent.manifest.preprocessing, len(labels)),
+        lineage=made,
+    )
 
 
 def _training_report(child: Bundle, result: FitResult, carried: Sequence[str]) -> Report:

@@ -37,6 +37,11 @@ Tick = Callable[[], None]
 """Called before each batch of a long pass; raises to leave it."""
 
 
+SMALL_STEP = 1 << 25
+"""Multiply-adds below which a head's step runs on one thread: a second one gains nothing there, and where other programs
+compete for the cores, waiting for it was measured to cost 24 to 96 ms a step instead of 1."""
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """What is to be learned: the images, how they become the net's input, the options, and perhaps a teacher."""
@@ -58,9 +63,10 @@ class Batch:
 
 
 class Feed(Protocol):
-    """Runs batches forward."""
+    """Runs batches forward. `steps_per_call` steps make one round through the loop; `threads` None leaves torch's setting."""
 
     steps_per_call: int
+    threads: int | None
 
     def train(self, indices_N: Tensor, *, moment: Moment) -> Batch:
         """Logits and targets of the training samples `indices_N` at `moment`."""
@@ -75,6 +81,7 @@ class ImageFeed:
     """Images through the whole net; augmented and mixed where `augment` is set."""
 
     steps_per_call = 1
+    threads: int | None = None
 
     def __init__(
         self, net: Callable[[Tensor], Tensor], task: Task, *, device: torch.device, channels_last: bool, augment: bool
@@ -157,6 +164,8 @@ class FeatureFeed:
         self.head, self.images = head, images
         self.train_features, self.val_features = train_features, val_features
         self.train_targets_N = images.train_targets_N
+        weights = sum(parameter.numel() for parameter in head.parameters())
+        self.threads = 1 if weights * images.task.options.batch_size < SMALL_STEP else None
 
     def train(self, indices_N: Tensor, *, moment: Moment) -> Batch:
         at_N = indices_N.to(self.images.device)

@@ -34,7 +34,7 @@ from toolkit.training.progress import Progress, title_of
 from toolkit.training.randomness import random_state, restore_random_state
 from toolkit.training.schedule import Phase, Schedule
 from toolkit.training.signals import Signals
-from toolkit.training.trainer import TrainerSpec
+from toolkit.training.trainer import TrainerSpec, num_threads
 
 
 class Stopped(BaseException):
@@ -100,11 +100,12 @@ class Learner(LightningModule):
 
     def training_step(self, num_steps: int, batch_idx: int) -> None:
         """Take `num_steps` optimiser steps, saving when it is time to."""
-        for _ in range(num_steps):
-            self._step()
-            self._tick()
-            if self._save_is_due():
-                self.save()
+        with num_threads(self._feed.threads):
+            for _ in range(num_steps):
+                self._step()
+                self._tick()
+                if self._save_is_due():
+                    self.save()
         self.around.progress.advance(num_steps)
 
     def on_train_epoch_end(self) -> None:
@@ -249,7 +250,7 @@ class Learner(LightningModule):
     def _validate(self) -> Tensor:
         self.net.eval()
         try:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self._autocast(), num_threads(self._feed.threads):
                 return validation_logits(self._feed, self.task, device=self.device, tick=self._tick)
         finally:
             self._set_modes()
