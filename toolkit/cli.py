@@ -25,6 +25,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.table import Table
 
 import toolkit.stages
 from toolkit import __version__
@@ -240,10 +241,12 @@ def _describe_on_help(stage: str, arguments: list[str]) -> None:
 
 def _print_stages() -> None:
     console = Console(highlight=False)
-    console.print("[bold]toolkit[/] <stage> [key=value ...]")
+    console.print(r"[bold]toolkit[/] <stage> \[key=value ...]")
     console.print("Upgrade the vision model you run, and prove that the new one may replace it.\n")
+    table = Table.grid(padding=(0, 2))
     for name in stage_names():
-        console.print(f"  [bold]{name:<12}[/]{_purpose(name)}")
+        table.add_row(f"  [bold]{name}[/]", _purpose(name))
+    console.print(table)
     console.print("\ntoolkit <stage> --help lists a stage's settings; --cfg job prints its composed config; -m sweeps.")
 
 

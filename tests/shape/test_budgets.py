@@ -82,8 +82,12 @@ def test_nothing_pickled_is_written_or_trusted() -> None:
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"^\s*(import|from) (pickle|dill|joblib|cloudpickle)\b", text, re.MULTILINE), path
-        for call in re.finditer(r"torch\.load\((?:[^()]|\([^()]*\))*\)", text):
-            assert "weights_only=True" in call.group(), f"{path}: {call.group()}"
+        loads = [
+            node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+        ]
+        for call in loads:
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            assert keywords.get("weights_only") == "True", f"{path}: {ast.unparse(call)}"
 
 
 def test_the_import_contracts_hold() -> None:
