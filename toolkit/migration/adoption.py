@@ -120,9 +120,9 @@ def _agreement(legacy: str, held: Checkpoint, net: nn.Module, *, prepared: Prepr
         size_px, native_px = list(prepared.size_px), list(native.size_px)
         if size_px != native_px and compare(old, net, native).explained:
             raise CheckFailed(
-                f"At {native_px} px the model and its legacy code {legacy} agree, at {size_px} px they do not (logits differ by "
-                f"up to {comparison.max_abs_difference:.3g}): the old code is fixed to a size, often by its padding. Build it "
-                f"for {size_px} px (arguments after the callable), adopt at {native_px} px, or leave legacy out."
+                f"At {native_px} px the model and its legacy code {legacy} agree, at {size_px} px they do not (logits differ "
+                f"by up to {comparison.max_abs_difference:.3g}): the old code is fixed to a size, often by its padding. Build "
+                f"it for {size_px} px (arguments after the callable), adopt at {native_px} px, or leave legacy out."
             )
         raise CheckFailed(
             f"The model computes something else than its legacy code {legacy}: over {comparison.num_images} images the logits "

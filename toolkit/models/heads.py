@@ -20,19 +20,7 @@ KINDS = (nn.Linear, nn.Conv2d)
 
 def find_head(net: nn.Module) -> str:
     """The qualified name of the layer that writes the logits. Raises `UsageError` where the network has none."""
-    candidates = [name for name, module in net.named_modules() if _is_candidate(module)]
-    trace = probe(net, KINDS)
-    if trace is not None:
-        allowed = set(candidates)
-        width = trace.output[-1]
-        called = [call.name for call in trace.calls if call.name in allowed and _width(net.get_submodule(call.name)) == width]
-        candidates = list(dict.fromkeys(called))
-    if not candidates:
-        raise UsageError(
-            f"{type(net).__name__} has no head: no linear layer or 1x1 convolution is as wide as its output. "
-            "Wrap it in a module that ends in one."
-        )
-    return candidates[-1]
+    return _head(net)[0]
 
 
 def replace_head(net: nn.Module, num_classes: int, *, seed: int = 0) -> None:
@@ -43,7 +31,7 @@ def replace_head(net: nn.Module, num_classes: int, *, seed: int = 0) -> None:
     """
     if num_classes < 1:
         raise UsageError(f"num_classes is {num_classes}; a head needs at least 1 class")
-    name = find_head(net)
+    name, runs = _head(net)
     if not name:
         raise UsageError("The network is a single layer, which cannot be replaced in place: wrap it in nn.Sequential.")
     old = net.get_submodule(name)
@@ -52,7 +40,7 @@ def replace_head(net: nn.Module, num_classes: int, *, seed: int = 0) -> None:
     owner = net.get_submodule(parent)
     setattr(owner, child, _like(old, num_classes, seed))
     trace = probe(net, ())
-    if trace is not None and trace.output[-1] != num_classes:
+    if runs and (trace is None or trace.output[-1] != num_classes):
         setattr(owner, child, old)
         raise UsageError(
             f"{type(net).__name__} has more than one head: replacing '{name}' does not change its output to {num_classes} "
@@ -88,6 +76,23 @@ def replace_head_by_label(
         if new.bias is not None and old.bias is not None:
             new.bias[rows_to] = old.bias[rows_from]
     return carried
+
+
+def _head(net: nn.Module) -> tuple[str, bool]:
+    """The head's name, and whether the network could be run to find it."""
+    candidates = [name for name, module in net.named_modules() if _is_candidate(module)]
+    trace = probe(net, KINDS)
+    if trace is not None:
+        allowed = set(candidates)
+        width = trace.output[-1]
+        called = [call.name for call in trace.calls if call.name in allowed and _width(net.get_submodule(call.name)) == width]
+        candidates = list(dict.fromkeys(called))
+    if not candidates:
+        raise UsageError(
+            f"{type(net).__name__} has no head: no linear layer or 1x1 convolution is as wide as its output. "
+            "Wrap it in a module that ends in one."
+        )
+    return candidates[-1], trace is not None
 
 
 def _is_candidate(module: nn.Module) -> bool:

@@ -60,7 +60,7 @@ def adopt(
         raise UsageError("legacy compares a checkpoint in its old and its new code: give checkpoint as well.")
     names = _names(labels, checked_width(made))
     contract = pixel_contract(made.preprocessing, len(names))
-    recipe = {"architecture": made.architecture, "labels": names, "preprocessing": made.preprocessing, **made.recipe}
+    recipe = {"architecture": made.architecture, "labels": list(labels), "preprocessing": made.preprocessing, **made.recipe}
     known = store.find(stage="adopt", parents=(), recipe=recipe_yaml(recipe), data_fingerprint=None)
     manifest = Manifest(made.architecture, names, made.preprocessing, contract, lineage("adopt", recipe=recipe))
     bundle = known or store.add(manifest, weights=made.net.state_dict())
