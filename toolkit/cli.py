@@ -36,6 +36,7 @@ ALLOWED_TARGETS = ("toolkit.", "torch.", "torchvision.", "lightning.")
 POSITIONAL = {"show": "reference", "log": "reference", "rollback": "alias"}
 VERDICT_EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 5}
 INTERNAL_ERROR = 70
+STOPPED = (130, 143)
 
 
 def main(argv: Sequence[str] | None = None) -> typing.NoReturn:
@@ -76,9 +77,12 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
     def task(config: DictConfig) -> None:
         sys.argv = original  # a strategy that starts further processes repeats this command line
         codes.append(_run_job(config))
+        if codes[-1] in STOPPED:  # a sweep does not go on with its next job
+            raise SystemExit(codes[-1])
 
     decorated = hydra.main(version_base="1.3", config_path="pkg://toolkit.conf", config_name=stage)(task)
-    sys.argv = [original[0], f"hydra.job.name={stage}", *overrides]
+    first = next((at for at, text in enumerate(overrides) if "=" in text and not text.startswith("-")), len(overrides))
+    sys.argv = [original[0], *overrides[:first], f"hydra.job.name={stage}", *overrides[first:]]
     try:
         decorated()
     except SystemExit as stopped:  # Hydra's own refusals (unknown override, missing group) end with 1

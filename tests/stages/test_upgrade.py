@@ -16,8 +16,7 @@ UPGRADE = [
     "steps.adopt.architecture=torchvision/mobilenet_v3_small",
     "steps.adopt.preprocessing={size_px: [32, 32]}",
     "steps.finetune.schedule={head_epochs: 2, epochs: 1, depths: [-1]}",
-    "+steps.prune.recovery={_target_: toolkit.stages.prune.Recovery}",
-    "+steps.prune.recovery.schedule={_target_: toolkit.training.full, epochs: 1}",
+    "steps.prune.recovery.schedule.epochs=1",
 ]
 STRICT = "steps.gate.limits.rules.accuracy_not_worse.value=1.5"  # no candidate can be 150 points better
 MILD = [f"~steps.gate.limits.rules.{name}" for name in ("accuracy_not_worse", "negative_flips", "slices")]
