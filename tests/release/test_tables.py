@@ -46,7 +46,7 @@ def test_bundle_list_and_log_name_aliases_verdicts_and_figures(family: Family) -
     assert f"promote → {family.baseline.short}" in moves
     shown = text_of(lambda console: show_bundle(family.candidate, family.store, console))
     assert family.candidate.digest in shown
-    assert "✓ gate" in shown
+    assert "✓\u00a0gate" in shown
 
 
 def test_any_report_is_printable() -> None:

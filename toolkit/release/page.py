@@ -127,11 +127,13 @@ def _figures(gate: Report, scored: list[Row]) -> dict[str, str]:
     labels = gate.details.get("labels", [])
     values = {m.name: m.value for m in gate.measurements if m.value is not None}
     figures = {"changes": change_figure(scored)} if scored else {}
+    lowest = [one["lower"] for part in curves.values() for one in part.get("reliability", [])]
+    start = 0.45 if lowest and min(lowest) >= 0.45 else 0.0
     for side, colour in (("baseline", OLD), ("candidate", NEW)):
         part = curves.get(side, {})
         if part.get("reliability"):
             figures[f"reliability_{side}"] = reliability_figure(
-                part["reliability"], colour=colour, ece=values.get(f"ece.{side}")
+                part["reliability"], colour=colour, ece=values.get(f"ece.{side}"), start=start
             )
         if part.get("confusion"):
             figures[f"confusion_{side}"] = confusion_figure(part["confusion"], labels=labels, colour=colour)

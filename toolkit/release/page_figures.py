@@ -36,8 +36,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def reliability_figure(bins: Sequence[Mapping[str, Any]], *, colour: str, ece: float | None) -> str:
-    """Accuracy against confidence with the number of samples a bin below; the diagonal is perfect calibration."""
+def reliability_figure(bins: Sequence[Mapping[str, Any]], *, colour: str, ece: float | None, start: float = 0.0) -> str:
+    """Accuracy against confidence, from `start`, with the number of samples a bin below; the diagonal is perfect."""
     figure, (top, bottom) = _figure(3.5, 3.9, rows=2, heights=(4, 1))
     lower = np.array([b["lower"] for b in bins])
     width = bins[0]["upper"] - bins[0]["lower"]
@@ -46,7 +46,6 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]], *, colour: str, ece: f
     confidence = [b["confidence"] for b in bins]
     top.plot(confidence, [b["accuracy"] for b in bins], color=colour, marker="o", markersize=4, linewidth=1.4)
     bottom.bar(lower, [b["count"] for b in bins], width * 0.92, align="edge", color=colour, alpha=0.55, linewidth=0)
-    start = 0.0 if lower.min() < 0.45 else 0.45
     top.set(xlim=(start, 1.0), ylim=(0, 1.02), ylabel="share right")
     bottom.set(xlim=(start, 1.0), xlabel="confidence", ylabel="images")
     top.tick_params(labelbottom=False)

@@ -35,7 +35,7 @@ TITLES = {
     "macs": "Multiply-accumulates",
     "parameters": "Parameters",
     "size": "File size",
-    "latency_disturbed": "Disturbed rounds, left out",
+    "latency_disturbed": "Disturbed calls, left out",
     "weights_size": "Weights file",
     "error_ratio.max": "Error, worst image",
     "error_ratio.p99": "Error, 99th percentile",
@@ -179,6 +179,8 @@ def _shown(value: float, measurement: Measurement, bare: bool) -> str:
         return _points(value, bare) if name.side == "difference" else f"{100 * value:.1f}%"
     if name.side == "difference":
         return f"{value:+.3f}"
+    if name.metric in ("roc_auc", "nll", "brier", "ece"):
+        return f"{value:.3f}"
     return _by_unit(value, measurement.unit, bare)
 
 
@@ -190,7 +192,7 @@ def _by_unit(value: float, unit: str, bare: bool) -> str:
     if unit in ("MACs", "parameters"):
         scale, letter = (1e3, "k") if value < 1e5 else (1e6, "M") if value < 1e9 else (1e9, "G")
         return f"{value / scale:,.{2 if letter == 'G' else 1}f} {letter}"
-    if unit in ("samples", "differences", "channels", "images", "slices", "rounds"):
+    if unit in ("samples", "differences", "channels", "images", "slices", "calls", "rounds"):
         return f"{value:,.0f}" if bare or unit in ("differences", "slices") else f"{value:,.0f} {unit}"
     if unit in ("1", "nats") and 5e-4 <= abs(value) < 10 and value != round(value):
         return f"{value:.3f}"

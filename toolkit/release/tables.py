@@ -62,6 +62,8 @@ def show_bundle(bundle: Bundle, store: Store, console: Console) -> None:
     """Print what a bundle is: architecture, labels, input, origin, files, aliases and the verdicts of its reports."""
     manifest = bundle.manifest
     grid = Table.grid(padding=(0, 2))
+    grid.add_column()
+    grid.add_column(overflow="fold")
     size = manifest.preprocessing.size_px
     pruned = f", pruned ({len(manifest.plan.kept)} tensors)" if manifest.plan else ""
     facts = [
@@ -81,19 +83,17 @@ def show_bundle(bundle: Bundle, store: Store, console: Console) -> None:
 
 
 def bundles_table(store: Store) -> Table:
-    """The bundles of a store, one a line."""
+    """The bundles of a store, one a line, each after the one it was made from."""
     table = _table(f"Bundles in {store.root}")
-    for column in ("bundle", "aliases", "architecture", "made by", "from", "labels", "size", "reports"):
-        table.add_column(column, justify="right" if column in ("labels", "size") else "left", no_wrap=column == "bundle")
-    for bundle in store.bundles():
-        made = bundle.manifest.lineage
+    for column in ("bundle", "alias", "architecture", "made by", "size", "reports"):
+        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column in ("bundle", "size"))
+    families = [(bundle, store.ancestors(bundle)) for bundle in store.bundles()]
+    for bundle, ancestors in sorted(families, key=lambda f: ([b.digest for b in reversed([f[0], *f[1]])])):
         table.add_row(
             bundle.short,
             Text(", ".join(_aliases(store, bundle)), style="bold"),
             Text(_architecture(bundle)),
-            made.stage,
-            ", ".join(parent[:12] for parent in made.parents) or "-",
-            str(len(bundle.manifest.labels)),
+            f"{'  ' * len(ancestors)}{bundle.manifest.lineage.stage}",
             f"{sum(_bytes(bundle, name) for name in bundle.manifest.files) / 2**20:.1f} MiB",
             _verdicts(store, bundle),
         )
@@ -147,7 +147,7 @@ def _comparison_table(report: Report, compared: list[Row]) -> Table:
     table = _table(f"{_title(report)}: old against new{where}")
     columns = ("", "where", "baseline", "candidate", "change", "95% interval")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("", "where") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("", "where") else "right", no_wrap=column != "")
     scope = ""
     for row in compared:
         if row.scope.startswith("slice=") and row.metric not in SCORES:
@@ -202,7 +202,7 @@ def _marked(result: str) -> Text:
 def _verdicts(store: Store, bundle: Bundle) -> Text:
     text = Text()
     for check, report in store.reports(bundle.digest).items():
-        text.append(f"{MARKS[report.verdict]} {check}  ", style=STYLES[report.verdict])
+        text.append(f"{MARKS[report.verdict]}\u00a0{check}  ", style=STYLES[report.verdict])
     return text
 
 
