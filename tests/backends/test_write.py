@@ -102,6 +102,13 @@ class BatchOfTwo(nn.Module):
         return self.head(images_NCHW.mean((2, 3)).reshape(1, 6)).expand(2, 3)
 
 
+class FixedByLength(nn.Module):
+    """It takes its batch size as a plain number, which the exporter bakes in without a word."""
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        return images_NCHW.mean((2, 3)) + torch.ones(3).expand(len(images_NCHW), 3)
+
+
 class DataDependent(nn.Module):
     """It looks at the pixels to choose a branch."""
 
@@ -116,10 +123,19 @@ class TwoLabels(nn.Module):
         return images_NCHW.mean((2, 3))[:, :2]
 
 
-@pytest.mark.parametrize("net", [BatchOfTwo(), DataDependent(), TwoLabels()], ids=lambda net: type(net).__name__)
-def test_what_cannot_be_served_is_refused_and_leaves_no_file(tmp_path: Path, net: nn.Module) -> None:
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (BatchOfTwo(), "exported"),
+        (FixedByLength(), r"batch dimension of 'images' is fixed.*len\(x\)"),
+        (DataDependent(), "DataDependent cannot be exported to ONNX: .*control flow"),
+        (TwoLabels(), r"for a batch of 1 its output has shape \[1, 2\], not \[1, 3\]"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_served_is_refused_and_leaves_no_file(tmp_path: Path, net: nn.Module, reason: str) -> None:
     preprocessing = Preprocessing((8, 8))
-    with pytest.raises(InputRefused):
+    with pytest.raises(InputRefused, match=reason):
         write_onnx(Deployed(net, preprocessing), tmp_path / "m.onnx", preprocessing=preprocessing, labels=LABELS)
     assert list(tmp_path.iterdir()) == []
 

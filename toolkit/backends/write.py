@@ -9,6 +9,7 @@ Legend: N images, C channels, H height, W width, K labels.
 
 import contextlib
 import copy
+import functools
 import io
 import logging
 import time
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from toolkit.backends.describe import describe_graph
+from toolkit.backends.fast_export import fast_trace, suits
 from toolkit.backends.graph_files import read_graph
 from toolkit.backends.run_onnx import OnnxRunner
 from toolkit.bundle import Preprocessing
@@ -63,29 +65,36 @@ def write_onnx(
     labels: Sequence[str],
     opset: int = 20,
     metadata: Mapping[str, str] | None = None,
+    fast: bool = True,
 ) -> ExportFacts:
     """Write `deployed` (float32 pixels images_NCHW to logits_NK) to `path` with a free batch dimension.
 
     Labels, preprocessing, the toolkit's version and `metadata` go into the graph's properties. Equal models give equal
-    bytes. Raises `UsageError` for an opset the exporter does not write, `InputRefused` when the model cannot be exported or
-    the graph is not what was asked for; then no file is left.
+    bytes. `fast` tries the short way first. Raises `UsageError` for an opset the exporter does not write, `InputRefused`
+    when the model cannot be exported or the graph is not what was asked for; then no file is left.
     """
     if opset not in OPSETS:
         raise UsageError(f"opset is {opset}; the exporter writes {OPSETS[0]} to {OPSETS[-1]} (20 is the default).")
-    example_NCHW = torch.zeros(EXAMPLE_BATCH, preprocessing.num_channels, *preprocessing.size_px)
+    shape_CHW = (preprocessing.num_channels, *preprocessing.size_px)
     seconds: dict[str, float] = {}
-    with timed(seconds, "trace"):
-        model = trace(deployed, example_NCHW, opset=opset)
+    model = None
+    if fast and suits(deployed):
+        with timed(seconds, "fast_trace"):
+            model = fast_trace(deployed, shape_CHW, trace=functools.partial(trace, opset=opset), batch_name=BATCH)
+    method = "dynamic" if model is None else "folded"
+    if model is None:
+        with timed(seconds, "trace"):
+            model = trace(deployed, torch.zeros(EXAMPLE_BATCH, *shape_CHW), opset=opset, dynamic=True)
     with timed(seconds, "write"):
         describe_graph(model, preprocessing=preprocessing, labels=labels, metadata=metadata or {})
         _save(model, path)
     try:
         with timed(seconds, "verify"):
-            verify(path, opset=opset, shape_CHW=tuple(example_NCHW.shape[1:]), num_labels=len(labels))
+            verify(path, opset=opset, shape_CHW=shape_CHW, num_labels=len(labels))
     except BaseException:
         _remove(path)
         raise
-    return facts(path, method="dynamic", seconds=seconds)
+    return facts(path, method=method, seconds=seconds)
 
 
 def facts(path: Path, *, method: Literal["dynamic", "folded"], seconds: Mapping[str, float]) -> ExportFacts:
@@ -96,7 +105,7 @@ def facts(path: Path, *, method: Literal["dynamic", "folded"], seconds: Mapping[
     return ExportFacts(opset_of(model), model.ir_version, len(model.graph.node), size, data.exists(), method, dict(seconds))
 
 
-def trace(deployed: nn.Module, example_NCHW: torch.Tensor, *, opset: int, dynamic: bool = True) -> onnx.ModelProto:
+def trace(deployed: nn.Module, example_NCHW: torch.Tensor, *, opset: int, dynamic: bool = False) -> onnx.ModelProto:
     """The graph of a copy of `deployed` in eval mode on the CPU; `dynamic` frees the batch dimension.
 
     Raises `InputRefused` with the exporter's reason.
@@ -136,7 +145,9 @@ def verify(path: Path, *, opset: int, shape_CHW: tuple[int, ...], num_labels: in
         if [value.name for value in values] != [name]:
             problems.append(f"its {kind}s are {', '.join(value.name for value in values)}, not '{name}'")
         elif values[0].type.tensor_type.shape.dim[0].dim_param != BATCH:
-            problems.append(f"the batch dimension of '{name}' is fixed")
+            problems.append(
+                f"the batch dimension of '{name}' is fixed (does the model use len(x) or int()? x.shape[0] stays free)"
+            )
     if not problems:
         runner = OnnxRunner(path, threads=1, optimisation="off")
         for batch in UNSEEN_BATCHES:
