@@ -39,7 +39,14 @@ TITLES = {
     "weights_size": "Weights file",
     "error_ratio.max": "Error, worst image",
     "error_ratio.p99": "Error, 99th percentile",
+    "error_ratio.p90": "Error, 90th percentile",
     "error_ratio.median": "Error, median",
+    "max_error.onnxruntime_off": "Largest error, onnxruntime unoptimised",
+    "max_error.onnxruntime_all": "Largest error, onnxruntime",
+    "max_error.torch_float32": "Largest error, torch float32",
+    "float32_share": "Float32's own error, relative",
+    "batches_refused": "Batch sizes refused",
+    "ties": "Answers within rounding",
     "decisions_changed": "Answers that differ beyond rounding",
     "top1_agreement": "Same answer",
     "finite": "All outputs finite",
@@ -96,6 +103,8 @@ class Row:
         if self.change is None or self.change.value is None:
             return "same"
         neutral = 1.0 if self.change.name.startswith(f"{self.metric}.ratio") else 0.0
+        if neutral and self.change.interval is None and abs(self.change.value - neutral) < 0.005:
+            return "same"
         low, high = self.change.interval or (self.change.value, self.change.value)
         if low <= neutral <= high:
             return "same"
@@ -196,5 +205,8 @@ def _by_unit(value: float, unit: str, bare: bool) -> str:
         return f"{value:,.0f}" if bare or unit in ("differences", "slices") else f"{value:,.0f} {unit}"
     if unit in ("1", "nats") and 5e-4 <= abs(value) < 10 and value != round(value):
         return f"{value:.3f}"
+    if value == round(value) or 0 < abs(value) < 0.005:
+        number = f"{value:,.0f}" if value == round(value) else f"{value:.1e}"
+        return number if bare or unit in ("1", "nats", "") else f"{number} {unit}"
     number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 100 or unit == "1" else f"{value:.2f}"
     return number if bare or unit in ("1", "nats", "") else f"{number} {unit}"
