@@ -41,11 +41,11 @@ def test_an_unknown_stage_suggests_the_nearest(capsys: pytest.CaptureFixture[str
         (["export", "bundle=production", "opsett=17"], 2, "opsett"),
         (["export", "bundle=production", "data=elvp"], 2, "elvp"),
         (["adopt", "architecture=torchvision/resnet81"], 2, "resnet18"),
-        (["adopt", "architecture=torchvision/resnet18", "checkpoint=none.pth"], 3, "none.pth"),
+        (["adopt", "architecture=torchvision/resnet18", "checkpoint=none.pth"], 2, "none.pth"),
         (["adopt", "architecture=torchvision/resnet18", "store=/proc/store"], 4, "Cannot write"),
         (["adopt", "architecture=torchvision/resnet18", "+preprocessing={size_px: [0, 0]}"], 2, "size_px"),
-        (["finetune", "bundle=production", "data._target_=os.system"], 2, "os.system"),
-        (["finetune", "bundle=production", "plugins=[no_such_module]"], 2, "no_such_module"),
+        (["finetune", "bundle=production", "data=shapes", "data._target_=os.system"], 2, "os.system"),
+        (["finetune", "bundle=production", "data=shapes", "plugins=[no_such_module]"], 2, "no_such_module"),
     ],
 )
 def test_wrong_input_gets_one_message_and_its_code(arguments: list[str], code: int, said: str, tmp_path: Path) -> None:
