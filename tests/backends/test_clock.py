@@ -1,4 +1,4 @@
-"""The clock tells models apart, keeps their rounds paired, and drops the rounds that a neighbour spoilt."""
+"""The clock tells models apart and drops the calls that a neighbour spoilt."""
 
 import gc
 import time
@@ -23,15 +23,16 @@ def busy(milliseconds: float):
     return run
 
 
-def test_the_slower_runner_measures_slower_and_rounds_stay_paired() -> None:
+def test_the_slower_runner_measures_slower() -> None:
     latency = measure_latency({"fast": busy(1), "slow": busy(3)}, IMAGE_1CHW, rounds=20, warmup=1)
-    assert len(latency["fast"]) == len(latency["slow"]) == 20 - latency.num_dropped
+    assert latency.num_calls == 40
+    assert sum(len(samples) for samples in latency.values()) == 40 - latency.num_dropped
     assert 0.9 < np.median(latency["fast"]) < np.median(latency["slow"])
     assert np.median(latency["slow"]) >= 2.7
     assert set(latency) == {"fast", "slow"}
 
 
-def test_rounds_without_the_processor_are_dropped() -> None:
+def test_calls_without_the_processor_are_dropped_and_only_those() -> None:
     calls = iter(range(10_000))
 
     def disturbed(images_NCHW: np.ndarray) -> None:
@@ -45,9 +46,16 @@ def test_rounds_without_the_processor_are_dropped() -> None:
     assert 0 < latency.cpu_share["model"] <= 1.1
 
 
-def test_where_all_rounds_are_disturbed_half_are_kept_and_it_is_said() -> None:
-    latency = measure_latency({"model": lambda _: time.sleep(0.001)}, IMAGE_1CHW, rounds=10, warmup=0)
+def test_where_no_call_is_quiet_more_are_tried_and_then_the_quietest_kept() -> None:
+    calls = []
+
+    def waiting(_images_NCHW: np.ndarray) -> None:
+        calls.append(None)
+        time.sleep(0.001)
+
+    latency = measure_latency({"model": waiting}, IMAGE_1CHW, rounds=10, warmup=0, most_blocks=3)
     assert latency.contended
+    assert len(calls) == latency.num_calls == 30
     assert 5 <= len(latency["model"]) <= 10
 
 
