@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from toolkit.bundle import Architecture, Bundle, Manifest, Plan, Preprocessing, Store, lineage
 from toolkit.errors import InputRefused
 from toolkit.models import Deployed, build, pixel_contract, restore
+from toolkit.models.restoring import load_strictly
 
 PREPROCESSING = Preprocessing(size_px=(32, 32))
 ARCHITECTURE = Architecture("torchvision/resnet18", {"num_classes": 3})
@@ -60,3 +61,13 @@ def test_the_contract_states_pixels_and_logits() -> None:
     assert contract.inputs[0].dims == ("batch", 1, 48, 64)
     assert contract.inputs[0].value_range == (0.0, 255.0)
     assert contract.outputs[0].dims == ("batch", 4)
+
+
+@pytest.mark.parametrize("name", ["mnasnet0_5", "vit_b_32", "swin_t", "densenet121"])
+def test_tensors_are_never_converted_as_if_they_were_an_old_versions(name: str) -> None:
+    """Modules with a version of their own rewrite, on loading, tensors that come without one, as safetensors do."""
+    architecture = Architecture(f"torchvision/{name}")
+    weights = dict(build(architecture).state_dict())
+    net = build(architecture)
+    load_strictly(net, weights, origin="weights")
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in net.state_dict().items())

@@ -8,6 +8,7 @@ separate, explicit step (`toolkit.migration.sources`).
 
 import argparse
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,12 +103,13 @@ def _load(file: Path) -> Any:
         raise _damaged(file, "it does not begin as a safetensors file does")
     _refuse_programs(file)
     try:
-        with torch.serialization.safe_globals(PLAIN_TYPES):
+        with torch.serialization.safe_globals(PLAIN_TYPES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on formats; the file is read or refused here
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # garbage raises anything; all of it means the same to the user
-        named = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|operand|class)[^\w]+([\w.]+)", str(error))
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
-            raise _holds_code(file, named.group(1) or named.group(2)) from error
+            raise _holds_code(file, named.group(1)) from error
         raise _damaged(file, error) from error
 
 
@@ -144,6 +146,10 @@ def _holds_code(file: Path, name: str) -> InputRefused:
 
 def _damaged(file: Path, reason: object) -> InputRefused:
     text = re.sub(r"\s+", " ", str(reason)).strip() or type(reason).__name__
+    if " " not in text:
+        text = "its content has another form"
+    if "weights_only" in text:  # torch's message goes on to advise reading the file unsafely
+        text = "it is a damaged pickle, or one that holds more than tensors, and reading that could run code"
     return InputRefused(
         f"{file} ({file.stat().st_size:,} bytes) is damaged or no checkpoint: {text[:160]}. Copy it again from where it came."
     )

@@ -44,7 +44,8 @@ def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], *, origin: str)
             )
             + ". Its manifest or weights are damaged, or another version of the model's library wrote it."
         )
-    net.load_state_dict(weights, strict=True)
+    state.update(weights)  # with the versions of the modules as built: without them some convert the tensors as old ones
+    net.load_state_dict(state, strict=True)
 
 
 def named(names: list[str]) -> str:
