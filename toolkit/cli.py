@@ -118,7 +118,7 @@ def run_stage(config: DictConfig) -> int:
 
     Raises whatever the stage raises; configuration errors are `UsageError`.
     """
-    from toolkit.release.tables import show_bundle, show_report  # heavy; not for `--help` and completion
+    from toolkit.release.tables import open_console, show_bundle, show_report  # heavy; not for `--help` and completion
 
     config = config.copy()
     OmegaConf.set_struct(config, False)
@@ -131,12 +131,12 @@ def run_stage(config: DictConfig) -> int:
     store = Store(config["store"]) if "store" in config else None
     result = function(**{key: _argument(function, key, config[key], store) for key in keys})
     if isinstance(result, Report):
-        show_report(result, Console())
+        show_report(result, open_console())
         for name, path in result.details.get("files", {}).items():
             Console(soft_wrap=True, highlight=False).print(f"{name}: {path}")
         return VERDICT_EXIT_CODES[result.verdict]
     if isinstance(result, Bundle) and store is not None:
-        show_bundle(result, store, Console())
+        show_bundle(result, store, open_console())
     return 0
 
 

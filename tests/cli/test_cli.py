@@ -78,6 +78,8 @@ def test_a_plugin_of_the_users_brings_a_model(tmp_path: Path) -> None:
     assert "mine/tiny" in listed.stdout
 
 
-def test_outputs_lie_in_a_run_directory_with_the_config(tmp_path: Path) -> None:
+def test_a_stage_that_makes_something_keeps_its_config_and_one_that_looks_leaves_nothing(tmp_path: Path) -> None:
     run(["show", "production"], tmp_path)
-    assert len(list(tmp_path.glob("runs/show/*/.hydra/overrides.yaml"))) == 1
+    assert list(tmp_path.iterdir()) == []
+    run(["adopt", "architecture=torchvision/resnet81"], tmp_path)
+    assert len(list(tmp_path.glob("runs/adopt/*/.hydra/overrides.yaml"))) == 1

@@ -24,6 +24,13 @@ STYLES = {"pass": "green", "fail": "bold red", "undecided": "yellow", "better": 
 MARKS = {"pass": "✓", "fail": "✗", "undecided": "?"}
 TITLES = {"gate": "Gate", "parity": "Parity", "pruning": "Pruning", "evaluate": "Evaluation"}
 MAX_REST = 40
+PLAIN_WIDTH = 116
+
+
+def open_console() -> Console:
+    """The terminal; where output goes to a file or a pipe, wide enough for every table to keep its numbers whole."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(PLAIN_WIDTH, console.width))
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -32,7 +39,8 @@ def show_report(report: Report, console: Console) -> None:
     if compared:
         console.print(_comparison_table(report, compared))
     elif not limited(report):
-        console.print(_measurement_table(report))
+        if report.measurements:
+            console.print(_measurement_table(report))
         return
     if limited(report):
         show_verdict(report, console)

@@ -1,11 +1,9 @@
 """Stage `log`."""
 
-from rich.console import Console
-
 from toolkit.bundle import Store
-from toolkit.release.tables import show_log
+from toolkit.release.tables import open_console, show_log
 
 
 def log(reference: str, *, store: Store) -> None:
     """Show where a bundle comes from, newest first, and the moves of its alias."""
-    show_log(reference, store, Console())
+    show_log(reference, store, open_console())

@@ -17,7 +17,7 @@ from toolkit.bundle import Bundle, Report, Store
 from toolkit.data import ImageSet
 from toolkit.errors import CheckFailed, Undecided, UsageError
 from toolkit.release.documents import CARD
-from toolkit.release.tables import show_report
+from toolkit.release.tables import open_console, show_report
 from toolkit.stages.evaluate import evaluate
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def upgrade(
     put into service when the alias names nothing yet. The report page and the model card are written to `output`. Returns
     the gate's report; its `details.files` lists those files. Raises what the stages raise.
     """
-    console = Console()
+    console = open_console()
     story = _Story(console, total=7 + (steps.prune is not None))
     story.tell("The model in service")
     baseline = _baseline(alias, store=store, steps=steps, predecessor=predecessor, run_dir=run_dir)
