@@ -77,7 +77,8 @@ def _recipe_facts(stage: str, recipe: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     for key in ("checkpoint", "criterion", "opset"):
         if recipe.get(key):
-            found.append((key, str(recipe[key])))
+            value = recipe[key]
+            found.append((key, value["kind"].lower() if isinstance(value, dict) and "kind" in value else str(value)))
     target = recipe.get("target")
     if isinstance(target, dict):
         found += [("target", f"{name} {value:g}") for name, value in target.items() if isinstance(value, float)]
