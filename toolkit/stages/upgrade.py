@@ -68,6 +68,7 @@ def upgrade(
     show_report(evaluate(baseline, store=store, data=data), console)
     story.tell("Adopt the new backbone")
     candidate = steps.adopt(store=store)
+    show_report(store.reports(candidate.digest)["adopt"], console)
     story.tell("Fine-tune it on the new data")
     candidate = steps.finetune(candidate, store=store, data=data, run_dir=run_dir / "finetune")
     if steps.prune is not None:
