@@ -5,7 +5,6 @@ was done before is found in the store instead of being done again. Pruning may b
 that does not pass the gate is not released; its report page is written all the same, because a refusal needs reasons too.
 """
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,8 +18,6 @@ from toolkit.errors import CheckFailed, Undecided, UsageError
 from toolkit.release.documents import CARD
 from toolkit.release.tables import open_console, show_report
 from toolkit.stages.evaluate import evaluate
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,8 @@ def upgrade(
 ) -> Report:
     """Run the whole upgrade: new backbone, fine-tune, prune, export, gate against the model in service, release.
 
-    `alias` names the model in service. With `predecessor`, that model is made first (for demonstrations and trials) and
-    put into service when the alias names nothing yet. The report page and the model card are written to `output`. Returns
+    `alias` names the model in service. With `predecessor`, that model is made and put into service first (for
+    demonstrations and trials). The report page and the model card are written to `output`. Returns
     the gate's report; its `details.files` lists those files. Raises what the stages raise.
     """
     console = open_console()
@@ -83,8 +80,9 @@ def upgrade(
     story.tell("Release" if verdict.verdict == "pass" else "No release; the reasons are in the report")
     try:
         steps.release(candidate, store=store, alias=alias, baseline=baseline, data=data, output=output)
-    except (CheckFailed, Undecided) as refusal:
-        logger.warning("%s", refusal)
+    except (CheckFailed, Undecided):
+        if verdict.verdict == "pass":  # refused for another reason than the gate's, which the report would not show
+            raise
     files = {"report page": str(output / f"report-{candidate.short}.html")}
     if verdict.verdict == "pass":
         files = {"model card": str(output / CARD), **files}
@@ -103,7 +101,7 @@ def _baseline(alias: str, *, store: Store, steps: Steps, predecessor: Predecesso
     adopted = predecessor.adopt(store=store)
     trained = predecessor.finetune(adopted, store=store, data=predecessor.data, run_dir=run_dir / "predecessor")
     baseline = steps.export(trained, store=store, data=predecessor.data)
-    if alias not in store.aliases.names():
+    if store.aliases.current(alias) != baseline.digest:
         store.aliases.promote(alias, baseline.digest, note="the model in service before the upgrade")
     return baseline
 
