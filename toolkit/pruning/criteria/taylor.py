@@ -1,19 +1,28 @@
-"""First-order Taylor: how much the loss would change if a channel were removed, from one gradient (Molchanov et al.,
-CVPR 2019).
+"""First-order Taylor: how much the net's answers, or its loss, would change if a channel were removed, from gradients
+(after Molchanov et al., CVPR 2019).
+
+By default the answers: the expected squared change of the logits. Their gradient along a random direction gives an unbiased
+estimate from one backward pass a batch, without labels. The gradient of the loss, the usual choice, nearly vanishes on a
+net that has learned its training images, and what is left of it is noise: on a small net for digits at half the MACs,
+after BatchNorm re-estimation and before any recovery, the loss kept 38 and 52 of 99 points of accuracy (two seeds), random
+choice 86 and 64, the logits 94 and 96.
 
 The change is taken where the channel is consumed: the sum of weight times gradient over its slices in the layers that take
 it as an input equals the sum of activation times gradient over the channel. Producers will not do: behind a BatchNorm the
-loss does not depend on the scale of a filter, and their sums say nothing.
+output hardly depends on the scale of a filter, and their sums say nothing.
+
+N images, C channels, H, W pixels, K classes.
 """
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import UsageError
+from toolkit.errors import UsageError, unknown_name
 from toolkit.pruning.groups import Group
 from toolkit.pruning.scoring import by_unit, per_index
 from toolkit.pruning.surgery import tensor_owners
@@ -21,7 +30,17 @@ from toolkit.pruning.surgery import tensor_owners
 
 @dataclass(frozen=True)
 class Taylor:
-    """The squared first-order change of the loss, averaged over the batches (small batches tell more)."""
+    """The squared first-order change `of` the "logits" or the "loss", averaged over the batches.
+
+    `seed` draws the directions of the logits.
+    """
+
+    of: Literal["logits", "loss"] = "logits"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.of not in ("logits", "loss"):
+            raise unknown_name("quantity for the criterion taylor (criterion.of)", self.of, ["logits", "loss"])
 
     def __call__(
         self,
@@ -36,7 +55,7 @@ class Taylor:
         Raises `UsageError` without batches.
         """
         if not batches:
-            raise UsageError("The criterion 'taylor' needs labelled batches to rate channels; give some, or use 'magnitude'.")
+            raise UsageError("The criterion 'taylor' needs batches of images to rate channels; give some, or use 'magnitude'.")
         twin = copy.deepcopy(net).eval()
         for parameter in twin.parameters():
             parameter.requires_grad_(True)
@@ -44,9 +63,11 @@ class Taylor:
         owners = tensor_owners(twin)
         weights = {name: owners[name][0] for name in sorted(names)}
         scores = [torch.zeros(group.num_units, dtype=torch.float64) for group in groups]
+        generator = torch.Generator().manual_seed(self.seed)
         for images_NCHW, targets_N in batches:
             with torch.enable_grad():
-                value = loss(twin(images_NCHW), targets_N)
+                logits_NK = twin(images_NCHW)
+                value = loss(logits_NK, targets_N) if self.of == "loss" else _along_random_direction(logits_NK, generator)
             gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
             changes = {
                 name: (weight * gradient).detach().double()
@@ -54,9 +75,19 @@ class Taylor:
                 if gradient is not None
             }
             for group, score in zip(groups, scores, strict=True):
-                change = torch.zeros(group.num_units, dtype=torch.float64)
-                for member in group.members:
-                    if member.consumes and member.tensor in changes:
-                        change += by_unit(per_index(changes[member.tensor], member.dim), member, group)
-                score += change**2 / len(batches)
+                score += _change(group, changes) ** 2 / len(batches)
         return scores
+
+
+def _along_random_direction(logits_NK: Tensor, generator: torch.Generator) -> Tensor:
+    """The logits times independent normal numbers, summed: the expected square of its change is that of all logits."""
+    return (logits_NK * torch.randn(logits_NK.shape, generator=generator).to(logits_NK)).sum() / len(logits_NK) ** 0.5
+
+
+def _change(group: Group, changes: dict[str, Tensor]) -> Tensor:
+    """The change each unit of `group` would make, summed over the layers that consume it."""
+    total = torch.zeros(group.num_units, dtype=torch.float64)
+    for member in group.members:
+        if member.consumes and member.tensor in changes:
+            total += by_unit(per_index(changes[member.tensor], member.dim), member, group)
+    return total
