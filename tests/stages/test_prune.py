@@ -34,9 +34,13 @@ def data() -> ImageSet:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, data: ImageSet) -> tuple[Store, Bundle, Bundle]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prune")
+
+
+@pytest.fixture(scope="module")
+def shared(folder: Path, data: ImageSet) -> tuple[Store, Bundle, Bundle]:
     """A store with a small net and its pruned child."""
-    folder = tmp_path_factory.mktemp("prune")
     store = Store(folder / "store")
     blocks = [[1, 16, 1, 1], [6, 32, 2, 2], [6, 64, 1, 2]]
     architecture = Architecture("torchvision/mobilenet_v2", {"num_classes": 2, "inverted_residual_setting": blocks})
@@ -99,6 +103,27 @@ def test_the_same_pruning_is_found_again(shared: tuple[Store, Bundle, Bundle], d
     )
     assert again.digest == child.digest
     assert not (tmp_path / "other").exists()
+
+
+def test_a_recovery_that_was_cut_off_is_resumed_to_the_same_bundle(
+    shared: tuple[Store, Bundle, Bundle], data: ImageSet, folder: Path, tmp_path: Path
+) -> None:
+    _, parent, child = shared
+    elsewhere = Store(tmp_path / "store")
+    elsewhere.add(parent.manifest, weights=parent.weights())
+    resumed = prune(
+        parent,
+        store=elsewhere,
+        data=data,
+        run_dir=tmp_path / "unused",
+        target=Target(macs=0.5),
+        criterion=CRITERIA["magnitude"](),
+        options=OPTIONS,
+        recovery=RECOVERY,
+        resume=folder / "run",
+    )
+    assert resumed.digest == child.digest
+    assert not (tmp_path / "unused").exists()
 
 
 RELOAD = """

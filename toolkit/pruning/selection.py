@@ -30,7 +30,10 @@ class Target:
 
     def __post_init__(self) -> None:
         if (self.macs is None) == (self.ratio is None):
-            raise UsageError("Give exactly one pruning target: target.macs=0.5 (share kept) or target.ratio=0.3 (removed).")
+            raise UsageError(
+                "Give exactly one pruning target: target.macs=0.5 (share of the MACs kept), or target.ratio=0.3 "
+                "target.macs=null (share of each group's channels removed)."
+            )
         for name, value in (("macs", self.macs), ("ratio", self.ratio)):
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"target.{name} is {value}; it must lie strictly between 0 and 1.")
