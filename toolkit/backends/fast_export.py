@@ -107,11 +107,11 @@ def _same_answers(model: onnx.ModelProto, deployed: nn.Module, shape_CHW: tuple[
 
 
 def _ramps(batch: int, shape_CHW: tuple[int, ...]) -> np.ndarray:
-    """Images (N, C, H, W) that go from one colour to another: smooth, for on noise a trained network may amplify rounding."""
-    ends_2NC11 = np.random.default_rng(batch).uniform(0, 255, (2, batch, shape_CHW[0], 1, 1))
+    """Grey images (N, C, H, W) that go from one level to another: on noise or odd colours a network may amplify rounding."""
+    ends_2N111 = np.random.default_rng(batch).uniform(64, 192, (2, batch, 1, 1, 1))
     share_W = np.linspace(0, 1, shape_CHW[2])
-    images_NC1W = ends_2NC11[0] * (1 - share_W) + ends_2NC11[1] * share_W
-    return np.broadcast_to(images_NC1W, (batch, *shape_CHW)).astype(np.float32)
+    images_N11W = ends_2N111[0] * (1 - share_W) + ends_2N111[1] * share_W
+    return np.broadcast_to(images_N11W, (batch, *shape_CHW)).astype(np.float32)
 
 
 def _name_after_norm(model: onnx.ModelProto, folded: Mapping[str, str]) -> None:
