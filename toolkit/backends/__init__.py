@@ -1,9 +1,10 @@
 """How a deployed model is run and written: runners (one file a runtime, `run_<kind>.py`), the ONNX writer, the clock."""
 
 from toolkit.backends.clock import Latency, measure_latency
+from toolkit.backends.describe import module_path, source_line
 from toolkit.backends.opening import open_runner, runner_kinds
 from toolkit.backends.run_eager import EagerRunner
-from toolkit.backends.run_onnx import OnnxRunner
+from toolkit.backends.run_onnx import OnnxRunner, open_session
 from toolkit.backends.runner import Runner
 from toolkit.backends.write import ExportFacts, graph_opset, write_onnx
 
@@ -15,7 +16,10 @@ __all__ = [
     "Runner",
     "graph_opset",
     "measure_latency",
+    "module_path",
     "open_runner",
+    "open_session",
     "runner_kinds",
+    "source_line",
     "write_onnx",
 ]

@@ -25,7 +25,7 @@ STACK = "pkg.torch.onnx.stack_trace"
 SOURCE = "source"
 
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-LIBRARY = re.compile(r"(^|/)(torch|toolkit/(models|data))/")
+LIBRARY = re.compile(r"(^|/)(torch|toolkit/(models|data|backends))/")
 
 
 def describe_graph(
@@ -61,6 +61,11 @@ def module_path(node: onnx.NodeProto) -> str:
     except (ValueError, SyntaxError):
         return ""
     return str(scopes[-2]) if len(scopes) >= 2 else ""
+
+
+def source_line(node: onnx.NodeProto) -> str:
+    """The line of the model's code a node comes from (`package/file.py:line`); empty where it is unknown."""
+    return next((entry.value for entry in node.metadata_props if entry.key == SOURCE), "")
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from toolkit.backends import OnnxRunner, graph_opset
 from toolkit.bundle import Limit, Measurement, Report, environment, verdict_of
+from toolkit.checks.parity_localise import localise
 from toolkit.checks.parity_noise import Noise, edge_images, in_batches, measure_noise
 from toolkit.errors import InputRefused, UsageError
 
@@ -76,7 +77,8 @@ def parity(
 
     The report `parity` about the bundle `subject` (digest) fails when an image's error exceeds `k_fail` floors, a decision
     changes outside the measured error, a value is no number, or a batch size does not run; it is undecided where float32
-    itself is far from float64. Raises `UsageError` without images, `InputRefused` for a graph that cannot be loaded.
+    itself is far from float64. Where it fails, `details.fault` names the first wrong module. Raises `UsageError` without
+    images, `InputRefused` for a graph that cannot be loaded.
     """
     limits = limits or ParityLimits()
     if len(images_NCHW) == 0:
@@ -89,6 +91,9 @@ def parity(
     if all(m.passed for m in judged):
         judged += _errors(noise, outcomes, limits, details)
     measurements = (*judged, Measurement("opset", graph_opset(onnx_path)))
+    if verdict_of(measurements) == "fail" and not any(o.refusal for o in outcomes):
+        found = localise(reference, onnx_path, images_NCHW, k=limits.k_fail, num_runs=limits.num_runs)
+        details["fault"] = found.plain()
     details |= {
         "num_real_images": len(images_NCHW),
         "num_edge_images": len(every_NCHW) - len(images_NCHW),

@@ -98,7 +98,8 @@ def _require_parity(report: Report, store: Store) -> None:
             f"float64, so any error could be rounding: its weights or BatchNorm statistics are ill-conditioned. No bundle was "
             f"made; the report is {path}."
         )
-    raise CheckFailed(f"The exported graph is not the model: {reasons}. No bundle was made; the report is {path}.")
+    fault = report.details.get("fault", {}).get("sentence", "the graph does not run as asked")
+    raise CheckFailed(f"The exported graph is not the model: {reasons}. {fault}. No bundle was made; the report is {path}.")
 
 
 def _golden(deployed: Deployed, images_NCHW: np.ndarray) -> dict[str, torch.Tensor]:

@@ -1,0 +1,119 @@
+"""A failing parity names its place: for each planted fault the module it was planted in, for a clean graph none."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from tests.backends.small import PREPROCESSING, altered, images_NCHW, small, written
+from toolkit.backends import write_onnx
+from toolkit.bundle import Architecture, Preprocessing
+from toolkit.checks.parity import parity
+from toolkit.checks.parity_localise import localise
+from toolkit.models import Deployed, build
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("clean"))[0]
+
+
+@pytest.fixture
+def graph(clean: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(clean, tmp_path / "model.onnx"))
+
+
+def test_a_clean_graph_has_no_culprit_and_every_module_compared(clean: Path) -> None:
+    found = localise(small(), clean, images_NCHW())
+    assert found.culprit is None
+    assert {"normalise", "net.bn1", "net.bn2", "net.head"} <= {place.module for place in found.places}
+    assert max(place.ratio for place in found.places) < 8
+
+
+@pytest.mark.parametrize(
+    ("tensor", "culprit"),
+    [
+        ("net.conv1.weight", "net.conv1 + net.bn1"),
+        ("net.conv2.weight", "net.act + net.conv2 + net.bn2"),
+        ("net.head.weight", "net.act + net.head"),
+    ],
+)
+def test_a_scaled_weight_is_found_where_it_is(graph: Path, tensor: str, culprit: str) -> None:
+    altered(graph, tensor, 1.01)
+    found = localise(small(), graph, images_NCHW())
+    assert found.culprit is not None
+    assert found.culprit.name == culprit
+    assert all(place.ratio < 8 for place in found.places[: found.places.index(found.culprit)])
+    assert culprit in found.sentence()
+
+
+def other_epsilon(deployed: Deployed) -> Deployed:
+    deployed.net.bn2.eps = 1e-3
+    return deployed
+
+
+def other_mean(deployed: Deployed) -> Deployed:
+    return Deployed(deployed.net, replace(PREPROCESSING, mean=(0.5, 0.5, 0.5)))
+
+
+def other_activation(deployed: Deployed) -> Deployed:
+    deployed.net.act = nn.Hardswish()
+    return deployed
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"), [(other_epsilon, "net.bn2"), (other_mean, "normalise"), (other_activation, "net.act")]
+)
+def test_what_changed_in_the_model_is_found(graph: Path, change: Callable[[Deployed], Deployed], culprit: str) -> None:
+    found = localise(change(small()), graph, images_NCHW())
+    assert found.culprit is not None
+    assert culprit in found.culprit.name.split(" + ")  # `act` is called twice: it is named with the next single value
+
+
+def test_a_value_that_is_no_number_is_found_and_the_report_holds_it(graph: Path) -> None:
+    altered(graph, "net.conv2.bias", float("nan"))
+    report = parity(small(), graph, images_NCHW(), subject="ab" * 32)
+    assert report.verdict == "fail"
+    assert report.details["fault"]["culprit"]["module"] == "net.bn2"
+    assert report.details["fault"]["culprit"]["ratio"] is None
+    assert b"net.conv2" in report.to_json()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "tensor", "culprit"),
+    [
+        ("torchvision/resnet18", "net.layer3.0.conv2.weight", "net.layer3.0.conv2 + net.layer3.0.bn2"),
+        ("torchvision/mobilenet_v3_small", "net.features.5.block.1.0.weight", "net.features.5.block.1.1"),
+        ("timm/tf_efficientnet_lite0", "net.blocks.3.1.conv_dw.weight", "net.blocks.3.1.bn2.act"),
+        ("torchvision/convnext_tiny", "net.features.5.3.block.0.weight", "net.features.5.3.block.0"),
+    ],
+)
+def test_one_weight_in_a_real_architecture_is_found(tmp_path: Path, key: str, tensor: str, culprit: str) -> None:
+    torch.manual_seed(0)
+    preprocessing = Preprocessing((64, 64))
+    images = torch.nn.functional.interpolate(torch.from_numpy(images_NCHW()), size=(64, 64), mode="bilinear")
+    deployed = Deployed(build(Architecture(key, {"num_classes": 3})).train(), preprocessing)
+    with torch.no_grad():
+        for _ in range(20):
+            deployed(images[torch.randperm(len(images))[:16]])
+    deployed.eval()
+    graph = tmp_path / "model.onnx"
+    write_onnx(deployed, graph, preprocessing=preprocessing, labels=("a", "b", "c"))
+    assert localise(deployed, graph, images.numpy()).culprit is None
+    model = onnx.load(graph)
+    (found,) = [entry for entry in model.graph.initializer if entry.name == tensor]
+    values = numpy_helper.to_array(found).copy()
+    values.flat[int(np.abs(values).argmax())] *= 1.5
+    found.CopyFrom(numpy_helper.from_array(values, tensor))
+    onnx.save(model, graph)
+    place = localise(deployed, graph, images.numpy()).culprit
+    assert place is not None
+    assert culprit in place.name
