@@ -95,3 +95,11 @@ def test_the_import_contracts_hold() -> None:
         [str(Path(__import__("sys").executable).parent / "lint-imports")], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_readme_names_every_file() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = [path for path in SOURCES if path.name not in ("__init__.py", "py.typed")]
+    assert [
+        str(path.relative_to(ROOT)) for path in files if f" {path.name} " not in readme and f"/{path.name} " not in readme
+    ] == []
