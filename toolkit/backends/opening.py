@@ -4,9 +4,11 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+from toolkit.backends.adapted import AdaptedRunner
 from toolkit.backends.runner import Runner
 from toolkit.bundle import ONNX, Bundle
 from toolkit.errors import unknown_name
+from toolkit.models.restoring import GRAPH_ONLY
 
 PREFIX = "run_"
 
@@ -26,4 +28,9 @@ def open_runner(bundle: Bundle, *, kind: str = "auto", threads: int | None = Non
         kind = "onnx" if bundle.has(ONNX) else "eager"
     if kind not in runner_kinds():
         raise unknown_name("runner", kind, [*runner_kinds(), "auto"])
+    manifest = bundle.manifest
+    if kind == "onnx" and manifest.architecture.key == GRAPH_ONLY:
+        return AdaptedRunner(
+            bundle.file(ONNX), contract=manifest.contract, preprocessing=manifest.preprocessing, threads=threads
+        )
     return importlib.import_module(f"toolkit.backends.{PREFIX}{kind}").open_bundle(bundle, threads=threads)

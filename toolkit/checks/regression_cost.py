@@ -6,6 +6,7 @@ to a temporary graph first. The models take turns, and a call that had no core t
 Legend: N images, C channels, H height, W width.
 """
 
+import logging
 import tempfile
 import time
 from collections.abc import Mapping
@@ -15,16 +16,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from toolkit.backends import OnnxRunner, measure_latency, write_onnx
+from toolkit.backends import OnnxRunner, Runner, measure_latency, open_runner, write_onnx
+from toolkit.backends.graph_cost import graph_macs, graph_parameters
+from toolkit.backends.graph_files import external_location, external_tensors, read_graph
 from toolkit.bundle import ONNX, Bundle, Measurement
 from toolkit.checks.intervals import CONFIDENCE, NUM_RESAMPLES
 from toolkit.models import Deployed, restore
+from toolkit.models.restoring import GRAPH_ONLY
 from toolkit.pruning import count_macs, count_parameters
 
 MIB = 2**20
 LEAST_CPU_SHARE = 0.9
 WARMUP_CALLS = 5
 MAX_BLOCKS = 4
+
+logger = logging.getLogger(__name__)
 
 
 def cost_measurements(
@@ -39,18 +45,16 @@ def cost_measurements(
     bundles = {"baseline": baseline, "candidate": candidate}
     sizes, measurements = {}, []
     with tempfile.TemporaryDirectory(prefix="toolkit-gate-") as folder:
-        paths = {}
+        runners = {}
         for side, bundle in bundles.items():
-            paths[side] = onnx_path(bundle, Path(folder) / side)
-            sizes[side] = onnx_bytes(paths[side]) / MIB
-        watched = _timed(paths, images, rounds=rounds)
+            path = onnx_path(bundle, Path(folder) / side)
+            sizes[side] = onnx_bytes(path) / MIB
+            runners[side] = open_runner(bundle, kind="onnx", threads=1) if bundle.has(ONNX) else OnnxRunner(path, threads=1)
+        watched = _timed(runners, images, rounds=rounds)
     measurements += _latency({side: calls.quiet_ms(rounds // 4) for side, calls in watched.items()}, seed)
-    restored = {side: restore(bundle) for side, bundle in bundles.items()}
-    macs = {
-        side: float(count_macs(net, torch.zeros(1, *images[side].shape[1:])))  # what a MAC count needs is the shape alone
-        for side, net in restored.items()
-    }
-    parameters = {side: float(count_parameters(net)) for side, net in restored.items()}
+    counted = {side: _counted(bundle, images[side].shape) for side, bundle in bundles.items()}
+    macs = {side: macs for side, (macs, _) in counted.items()}
+    parameters = {side: parameters for side, (_, parameters) in counted.items()}
     measurements += _sides("macs", macs, "MACs") + _sides("parameters", parameters, "parameters")
     num_calls = sum(len(calls.wall_ms) for calls in watched.values())
     num_quiet = sum(calls.num_quiet for calls in watched.values())
@@ -71,14 +75,30 @@ def onnx_path(bundle: Bundle, folder: Path) -> Path:
 
 def onnx_bytes(path: Path) -> int:
     """Size of a graph with its external data, in bytes."""
-    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*") if file.is_file())
+    beside = {external_location(tensor) for tensor in external_tensors(read_graph(path))}
+    return sum((path.parent / name).stat().st_size for name in {path.name, *beside})
+
+
+def _counted(bundle: Bundle, shape: tuple[int, ...]) -> tuple[float | None, float | None]:
+    """MACs of one image and parameters; None for what a graph without a module hides."""
+    if bundle.manifest.architecture.key == GRAPH_ONLY:
+        path, taken = bundle.file(ONNX), bundle.manifest.contract.inputs[0]
+        sizes = dict(zip("NCHW", shape, strict=True))
+        image = tuple(dim if isinstance(dim, int) else sizes[axis] for axis, dim in zip(taken.layout, taken.dims, strict=True))
+        macs, parameters = graph_macs(path, image=image), graph_parameters(path)
+        for name, count in (("MACs", macs), ("parameters", parameters)):
+            if count is None:
+                logger.warning("The %s of bundle %s cannot be counted from its graph and are left out.", name, bundle.short)
+        return macs, parameters
+    net = restore(bundle)
+    return float(count_macs(net, torch.zeros(1, *shape[1:]))), float(count_parameters(net))  # the shape alone matters
 
 
 @dataclass(eq=False)
 class _Watched:
     """A runner bound to its image, which notes the time of each call and the share of a core that the call got."""
 
-    runner: OnnxRunner
+    runner: Runner
     images_NCHW: np.ndarray
     wall_ms: list[float] = field(default_factory=list)
     cpu_share: list[float] = field(default_factory=list)
@@ -101,14 +121,14 @@ class _Watched:
         return sum(share >= LEAST_CPU_SHARE for share in self.cpu_share)
 
 
-def _timed(paths: Mapping[str, Path], images: Mapping[str, np.ndarray], *, rounds: int) -> dict[str, _Watched]:
+def _timed(runners: Mapping[str, Runner], images: Mapping[str, np.ndarray], *, rounds: int) -> dict[str, _Watched]:
     """The two graphs called in turns on their own images, one thread each, until `rounds` calls of each were quiet.
 
     What a busy machine disturbs is a call, not a round: with a 2 ms model next to a 4 ms scheduler slice, a third of the
     calls are three times as slow, and the ratio of plain medians between a model and itself came out anywhere from 0.35 to
     3. Over the calls that had a core to themselves it stayed within 5%. A machine without quiet gets up to 4 times the rounds.
     """
-    watched = {side: _Watched(OnnxRunner(path, threads=1), images[side]) for side, path in paths.items()}
+    watched = {side: _Watched(runner, images[side]) for side, runner in runners.items()}
     for call in watched.values():
         for _ in range(WARMUP_CALLS):
             call.runner(call.images_NCHW)
@@ -150,8 +170,9 @@ def _interval(values_B: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _sides(name: str, values: Mapping[str, float], unit: str) -> list[Measurement]:
-    ratio = values["candidate"] / values["baseline"] if values["baseline"] else None
+def _sides(name: str, values: Mapping[str, float | None], unit: str) -> list[Measurement]:
+    old, new = values["baseline"], values["candidate"]
+    ratio = new / old if old and new is not None else None
     return [
         *(Measurement(f"{name}.{side}", value, unit=unit) for side, value in values.items()),
         Measurement(f"{name}.ratio", ratio),

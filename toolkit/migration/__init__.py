@@ -4,6 +4,7 @@ from toolkit.migration.adoption import Adoption, checked_width, from_checkpoint,
 from toolkit.migration.legacy import Comparison, build_legacy, compare
 from toolkit.migration.loading import load_matched
 from toolkit.migration.matching import Matching, Row, match
+from toolkit.migration.onnx_adoption import GraphAdoption, from_graph
 from toolkit.migration.reading import Checkpoint, open_checkpoint, read_checkpoint
 from toolkit.migration.sources import Source, find_source
 
@@ -11,6 +12,7 @@ __all__ = [
     "Adoption",
     "Checkpoint",
     "Comparison",
+    "GraphAdoption",
     "Matching",
     "Row",
     "Source",
@@ -19,6 +21,7 @@ __all__ = [
     "compare",
     "find_source",
     "from_checkpoint",
+    "from_graph",
     "load_matched",
     "match",
     "open_checkpoint",

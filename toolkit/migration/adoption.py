@@ -44,7 +44,7 @@ def random_weights(architecture: Architecture, *, preprocessing: Overrides = Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build(architecture)
-    prepared = _prepared(default_preprocessing(architecture), preprocessing)
+    prepared = overridden(default_preprocessing(architecture), preprocessing)
     return Adoption(architecture, net, prepared, {"checkpoint": None, "seed": seed}, details={"notes": ["random weights"]})
 
 
@@ -65,7 +65,7 @@ def from_checkpoint(
     notes = [*held.notes, *matching.notes, *conversions]
     counts = ", ".join(f"{count} {how}" for how, count in matching.counts().items())
     logger.info("%s: %d tensors matched (%s).", origin, len(matching.sources), "; ".join([counts, *notes]))
-    prepared = _prepared(source.preprocessing or default_preprocessing(architecture), preprocessing)
+    prepared = overridden(source.preprocessing or default_preprocessing(architecture), preprocessing)
     digest = sha256_file(source.path)
     measurements = [Measurement(f"tensors {how}", count, unit="tensors") for how, count in matching.counts().items()]
     details: dict[str, Any] = {"checkpoint": origin, "sha256": digest, "notes": notes, "tensors": matching.table()}
@@ -102,7 +102,8 @@ def checked_width(adoption: Adoption) -> int:
     return logits_NK.shape[1]
 
 
-def _prepared(default: Preprocessing, overrides: Overrides) -> Preprocessing:
+def overridden(default: Preprocessing, overrides: Overrides) -> Preprocessing:
+    """`default` with the settings that `overrides` gives (None keeps one). Raises `UsageError` for an unknown setting."""
     if isinstance(overrides, Preprocessing):
         return overrides
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in (overrides or {}).items() if v is not None}

@@ -10,6 +10,7 @@ from toolkit.models.registry import build
 from toolkit.pruning.surgery import apply_plan
 
 MAX_NAMED = 5
+GRAPH_ONLY = "onnx"  # the architecture of a bundle that is a graph of unknown origin, with no module behind it
 
 
 def restore(bundle: Bundle) -> nn.Module:
@@ -17,6 +18,12 @@ def restore(bundle: Bundle) -> nn.Module:
 
     Raises `InputRefused`, naming the tensors that are missing, unexpected or of another shape, and what `build` raises.
     """
+    if bundle.manifest.architecture.key == GRAPH_ONLY:
+        raise InputRefused(
+            f"bundle {bundle.short} is an ONNX graph (architecture onnx): there is no torch module to train, prune or export. "
+            "It can be evaluated, compared, released and be a gate's baseline; to change the model, adopt the checkpoint the "
+            "graph was exported from, with its architecture, and keep this bundle as baseline."
+        )
     net = build(bundle.manifest.architecture)
     if bundle.manifest.plan:
         apply_plan(net, bundle.manifest.plan)

@@ -17,8 +17,9 @@ from toolkit.bundle import (
     verdict_of,
 )
 from toolkit.errors import InputRefused, UsageError
-from toolkit.migration import checked_width, from_checkpoint, random_weights
+from toolkit.migration import Adoption, GraphAdoption, checked_width, from_checkpoint, from_graph, random_weights
 from toolkit.models import pixel_contract
+from toolkit.models.restoring import GRAPH_ONLY
 
 
 def adopt(
@@ -35,13 +36,14 @@ def adopt(
 ) -> Bundle:
     """Bring a model into the store, from a checkpoint of any age or with random weights.
 
-    architecture   torchvision/<name>, timm/<name>, or a key that a plugin registered
+    architecture   torchvision/<name>, timm/<name>, a key that a plugin registered, or onnx: an .onnx file is its own model
     checkpoint     a .pt, .pth, .bin, .ckpt or .safetensors file; package:<name> for the one in an installed package;
                    torchvision:<entry> or timm:pretrained to download published weights; nothing for random weights drawn
                    from seed. <file>#<entry> takes one of several sets of weights in a file
     labels         class names in the order of the logits; left empty, the classes are numbered
     preprocessing  overrides of the architecture's own, e.g. {size_px: [112,112]}
-    kwargs         arguments of the architecture's builder, e.g. {drop_rate: 0.2}
+    kwargs         arguments of the architecture's builder, e.g. {drop_rate: 0.2}; of an .onnx file what it does not say of
+                   itself: {input: pixels | normalised, output: logits | probabilities, layout: NCHW | NHWC}
     legacy         <module>:<callable> that builds the model in its old code; both must give the same logits
     alias          a name for the bundle, e.g. production
 
@@ -52,6 +54,10 @@ def adopt(
         model = torch.load("model.pth", weights_only=False); torch.save(model.state_dict(), "weights.pt")
     """
     spec = _architecture(architecture, kwargs or {}, labels, checkpoint)
+    if architecture == GRAPH_ONLY:
+        return _adopt_graph(
+            spec, checkpoint, store=store, labels=labels, preprocessing=preprocessing, legacy=legacy, alias=alias
+        )
     if checkpoint is not None:
         made = from_checkpoint(spec, checkpoint, preprocessing=preprocessing, legacy=legacy)
     elif legacy is None:
@@ -64,6 +70,30 @@ def adopt(
     known = store.find(stage="adopt", parents=(), recipe=recipe_yaml(recipe), data_fingerprint=None)
     manifest = Manifest(made.architecture, names, made.preprocessing, contract, lineage("adopt", recipe=recipe))
     bundle = known or store.add(manifest, weights=made.net.state_dict())
+    return _reported(bundle, made, store=store, alias=alias)
+
+
+def _adopt_graph(
+    spec: Architecture,
+    checkpoint: Path | str | None,
+    *,
+    store: Store,
+    labels: Sequence[str],
+    preprocessing: Mapping[str, Any] | Preprocessing | None,
+    legacy: str | None,
+    alias: str | None,
+) -> Bundle:
+    if checkpoint is None or legacy is not None:
+        raise UsageError("architecture onnx needs checkpoint=<the .onnx file>, and takes no legacy: the graph is its own code.")
+    made = from_graph(checkpoint, preprocessing=preprocessing, kwargs=spec.kwargs)
+    names = _names(labels, made.num_labels)
+    recipe = {"architecture": made.architecture, "labels": list(labels), "preprocessing": made.preprocessing, **made.recipe}
+    known = store.find(stage="adopt", parents=(), recipe=recipe_yaml(recipe), data_fingerprint=None)
+    manifest = Manifest(made.architecture, names, made.preprocessing, made.contract, lineage("adopt", recipe=recipe))
+    return _reported(known or store.add(manifest, files=made.files), made, store=store, alias=alias)
+
+
+def _reported(bundle: Bundle, made: Adoption | GraphAdoption, *, store: Store, alias: str | None) -> Bundle:
     verdict = verdict_of(made.measurements)
     store.add_report(Report("adopt", (bundle.digest,), verdict, made.measurements, made.details, environment()))
     if alias is not None:
@@ -76,7 +106,7 @@ def _architecture(key: str, kwargs: Mapping[str, Any], labels: Sequence[str], ch
         raise UsageError(f"labels repeat: {', '.join(sorted({n for n in labels if list(labels).count(n) > 1}))}")
     if labels and kwargs.get("num_classes", len(labels)) != len(labels):
         raise UsageError(f"{len(labels)} labels were given and kwargs.num_classes is {kwargs['num_classes']}: leave it out.")
-    if labels and checkpoint is None:
+    if labels and checkpoint is None and key != GRAPH_ONLY:
         return Architecture(key, {**kwargs, "num_classes": len(labels)})
     return Architecture(key, dict(kwargs))
 
