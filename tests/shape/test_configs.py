@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from toolkit.cli import _refuse_unknown, _target, stage_names
+from toolkit.cli import ALLOWED_TARGETS, checking, stage_names
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("__pycache__", "experiment", "run"))
@@ -22,6 +22,8 @@ def options(group: str) -> list[str]:
 def composed(stage: str, overrides: list[str]) -> DictConfig:
     with initialize_config_module("toolkit.conf", version_base="1.3"):
         config = compose(stage, overrides=overrides, return_hydra_config=True)
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.runtime.output_dir = "runs/here"
     HydraConfig.instance().set_config(config)
     OmegaConf.set_struct(config, False)
     config.pop("hydra")
@@ -51,9 +53,13 @@ EXPERIMENTS = [
 
 
 def check(stage: str, config: DictConfig) -> None:
-    function = _target(config)
-    assert function.__name__ == stage
-    _refuse_unknown(function, [str(key) for key in config if key not in ("_target_", "plugins")])
+    """Every target exists, every key is a parameter, every plain value has the annotated type: what runs first in a run."""
+    assert checking.target(config).__name__ == stage
+    config.pop("plugins", None)
+    for key in OmegaConf.missing_keys(config):  # what the user must give
+        parent, _, name = key.rpartition(".")
+        del (OmegaConf.select(config, parent) if parent else config)[name]
+    checking.check(config, allowed=ALLOWED_TARGETS)
 
 
 @pytest.mark.parametrize("stage", stage_names())

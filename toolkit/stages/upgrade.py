@@ -50,27 +50,30 @@ def upgrade(
     run_dir: Path,
     output: Path,
     predecessor: Predecessor | None = None,
+    resume: Path | None = None,
 ) -> Report:
     """Run the whole upgrade: new backbone, fine-tune, prune, export, gate against the model in service, release.
 
     `alias` names the model in service. With `predecessor`, that model is made and put into service first (for
-    demonstrations and trials). The report page and the model card are written to `output`. Returns
-    the gate's report; its `details.files` lists those files. Raises what the stages raise.
+    demonstrations and trials). The report page and the model card are written to `output`. `resume` is the run directory of
+    an interrupted upgrade: what was finished is found in the store, training goes on where it stood. Returns the gate's
+    report; its `details.files` lists what was written. Raises what the stages raise.
     """
     console = open_console()
     story = _Story(console, total=7 + (steps.prune is not None))
     story.tell("The model in service")
-    baseline = _baseline(alias, store=store, steps=steps, predecessor=predecessor, run_dir=run_dir)
+    places = _Places(run_dir, resume)
+    baseline = _baseline(alias, store=store, steps=steps, predecessor=predecessor, places=places)
     story.tell(f"New data arrives: {data.name}; the model in service is measured on its test split")
     show_report(evaluate(baseline, store=store, data=data), console)
     story.tell("Adopt the new backbone")
     candidate = steps.adopt(store=store)
     show_report(store.reports(candidate.digest)["adopt"], console)
     story.tell("Fine-tune it on the new data")
-    candidate = steps.finetune(candidate, store=store, data=data, run_dir=run_dir / "finetune")
+    candidate = steps.finetune(candidate, store=store, data=data, **places.of("finetune"))
     if steps.prune is not None:
         story.tell("Prune it and recover")
-        candidate = steps.prune(candidate, store=store, data=data, run_dir=run_dir / "prune")
+        candidate = steps.prune(candidate, store=store, data=data, **places.of("prune"))
         show_report(store.reports(candidate.digest)["pruning"], console)
     story.tell("Export to ONNX and check parity")
     candidate = steps.export(candidate, store=store, data=data)
@@ -89,21 +92,46 @@ def upgrade(
     return replace(verdict, details={**verdict.details, "files": files})
 
 
-def _baseline(alias: str, *, store: Store, steps: Steps, predecessor: Predecessor | None, run_dir: Path) -> Bundle:
-    """The model in service; where it must be made first, made, exported and put into service."""
+def _baseline(alias: str, *, store: Store, steps: Steps, predecessor: Predecessor | None, places: "_Places") -> Bundle:
+    """The model in service; where it must be made first, made, exported and put into service.
+
+    A made predecessor never displaces a model that was not its successor: that alias belongs to somebody.
+    """
+    served = store.aliases.history(alias) if alias in store.aliases.names() else ()
     if predecessor is None:
-        if alias not in store.aliases.names():
+        if not served:
             raise UsageError(
                 f"No model is in service under the alias '{alias}' in {store.root}. Adopt it first "
                 f"(toolkit adopt architecture=... checkpoint=... alias={alias}), or set predecessor to have one made."
             )
         return store.open(alias)
     adopted = predecessor.adopt(store=store)
-    trained = predecessor.finetune(adopted, store=store, data=predecessor.data, run_dir=run_dir / "predecessor")
+    trained = predecessor.finetune(adopted, store=store, data=predecessor.data, **places.of("predecessor"))
     baseline = steps.export(trained, store=store, data=predecessor.data)
-    if store.aliases.current(alias) != baseline.digest:
+    if not served:
         store.aliases.promote(alias, baseline.digest, note="the model in service before the upgrade")
+    elif baseline.digest not in [entry.digest for entry in served]:
+        raise UsageError(
+            f"The alias '{alias}' in {store.root} serves another model than the predecessor made here. Give another alias "
+            f"(alias=demo) or another store (store=<dir>)."
+        )
     return baseline
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where each training step keeps its checkpoints: a directory of this run, or of the interrupted one."""
+
+    run_dir: Path
+    resume: Path | None
+
+    def of(self, step: str) -> dict[str, Path | None]:
+        """The arguments `run_dir` and `resume` of a step; a step that had not begun starts afresh."""
+        earlier = None
+        if self.resume is not None:
+            root = self.resume.parent if self.resume.name in ("predecessor", "finetune", "prune") else self.resume
+            earlier = root / step if (root / step).is_dir() else None
+        return {"run_dir": self.run_dir / step, "resume": earlier}
 
 
 class _Story:

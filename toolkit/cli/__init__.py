@@ -1,6 +1,6 @@
 """The command line: `toolkit <stage> key=value ...`, the composition root.
 
-This is the only module that knows Hydra. A stage is a function; its config names it in `_target_` and its keys are the
+This package is the only one that knows Hydra. A stage is a function; its config names it in `_target_` and its keys are the
 function's parameters, so an unknown override is refused by Hydra or by Python and no schema repeats the signature. Plain
 strings become what the annotation asks for: `store=<dir>` a `Store`, `bundle=<alias or digest>` a verified `Bundle`.
 Configs are the user's own and may name code; a bundle never may, so nothing read from a bundle passes through here.
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,12 +31,15 @@ from rich.table import Table
 import toolkit.stages
 from toolkit import __version__
 from toolkit.bundle import Bundle, Report, Store
-from toolkit.errors import ToolkitError, UsageError, unknown_name
+from toolkit.cli.arguments import explained, quoted, with_job_name
+from toolkit.cli.checking import check, refuse_missing, target
+from toolkit.errors import EnvironmentProblem, ToolkitError, UsageError, unknown_name
 
 ALLOWED_TARGETS = ("toolkit.", "torch.", "torchvision.", "lightning.")
 POSITIONAL = {"show": "reference", "log": "reference", "rollback": "alias"}
 VERDICT_EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 5}
 INTERNAL_ERROR = 70
+GRAVITY = (0, 5, 1, 2, 4, 3, INTERNAL_ERROR, 130, 143)
 STOPPED = (130, 143)
 
 
@@ -70,7 +74,7 @@ def stage_function(stage: str) -> Callable[..., Any]:
 
 
 def _run_hydra(stage: str, overrides: list[str]) -> int:
-    """Compose the stage's config, run it once or as a sweep, and return the exit code (of a sweep: the highest)."""
+    """Compose the stage's config, run it once or as a sweep, and return the exit code (of a sweep: the gravest)."""
     codes: list[int] = []
     original = sys.argv
 
@@ -81,15 +85,31 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
             raise SystemExit(codes[-1])
 
     decorated = hydra.main(version_base="1.3", config_path="pkg://toolkit.conf", config_name=stage)(task)
-    first = next((at for at, text in enumerate(overrides) if "=" in text and not text.startswith("-")), len(overrides))
-    sys.argv = [original[0], *overrides[:first], f"hydra.job.name={stage}", *overrides[first:]]
+    sys.argv = [original[0], *with_job_name([quoted(override) for override in overrides], stage)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, instead of as Hydra's printout
     try:
         decorated()
-    except SystemExit as stopped:  # Hydra's own refusals (unknown override, missing group) end with 1
-        return 2 if stopped.code == 1 else int(stopped.code or 0)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    except Exception as error:
+        verbose = any(text.replace(" ", "") == "hydra.verbose=true" for text in overrides)
+        return _refused(error, stage, verbose=verbose)
     finally:
         sys.argv = original
-    return max(codes, default=0)
+    return max(codes, default=0, key=GRAVITY.index)
+
+
+def _refused(error: Exception, stage: str, *, verbose: bool) -> int:
+    """What went wrong outside the stage: composing the config, or making the run directory."""
+    if isinstance(error, HydraException):
+        return _fail(explained(error, stage), verbose=verbose)
+    if isinstance(error, OSError):
+        place = error.filename or "the run directory"
+        return _fail(
+            EnvironmentProblem(f"Cannot write {place}: {error.strerror}. Choose another place with hydra.run.dir=<dir>."),
+            verbose=verbose,
+        )
+    return _fail(UsageError(str(error).splitlines()[0] if str(error) else type(error).__name__), verbose=verbose)
 
 
 def _run_job(config: DictConfig) -> int:
@@ -104,7 +124,11 @@ def _run_job(config: DictConfig) -> int:
         cause = _root_cause(error)
         if isinstance(cause, ToolkitError):
             return _fail(cause, verbose=verbose)
-        if isinstance(cause, (OmegaConfBaseException, InstantiationException, TypeError)) and not _in_stage(cause):
+        if isinstance(cause, torch.OutOfMemoryError):
+            return _fail(EnvironmentProblem("The device ran out of memory: lower options.batch_size."), verbose=verbose)
+        if isinstance(cause, OSError):
+            return _fail(EnvironmentProblem(f"{cause.filename or 'The disk'}: {cause.strerror or cause}."), verbose=verbose)
+        if isinstance(cause, (OmegaConfBaseException, InstantiationException)):
             return _fail(UsageError(str(cause).splitlines()[0]), verbose=verbose)
         traceback.print_exception(cause)
         print(
@@ -123,11 +147,10 @@ def run_stage(config: DictConfig) -> int:
     config = config.copy()
     OmegaConf.set_struct(config, False)
     plugins = [_import_plugin(name) for name in config.pop("plugins", None) or ()]
-    _refuse_missing(config)
-    _refuse_foreign_targets(config, (*ALLOWED_TARGETS, *plugins))
-    function = _target(config)
+    refuse_missing(config)
+    check(config, allowed=(*ALLOWED_TARGETS, *plugins))
+    function = target(config)
     keys = [str(key) for key in config if key != "_target_"]
-    _refuse_unknown(function, keys)
     store = Store(config["store"]) if "store" in config else None
     result = function(**{key: _argument(function, key, config[key], store) for key in keys})
     if isinstance(result, Report):
@@ -146,30 +169,15 @@ def _argument(function: Callable[..., Any], key: str, node: Any, store: Store | 
     wanted = typing.get_args(hint) or (hint,)
     if Store in wanted:
         return store
+    if typing.get_origin(hint) is Sequence and Bundle in wanted and store is not None:
+        if not isinstance(node, ListConfig):
+            raise UsageError(f"{key} is {node}; give a list: {key}=[<alias or digest>,<alias or digest>].")
+        return [store.open(str(reference)) for reference in node]
     if isinstance(node, str) and Bundle in wanted and store is not None:
         return store.open(node)
     if isinstance(node, str) and Path in wanted and str not in wanted:
         return Path(node)
     return instantiate(node, _convert_="all") if isinstance(node, (DictConfig, ListConfig)) else node
-
-
-def _target(config: DictConfig) -> Callable[..., Any]:
-    module, _, name = str(config["_target_"]).rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-def _refuse_unknown(function: Callable[..., Any], keys: list[str]) -> None:
-    known = inspect.signature(function).parameters
-    for key in keys:
-        if key not in known:
-            raise unknown_name(f"setting of {function.__name__}", key, known)
-
-
-def _refuse_missing(config: DictConfig) -> None:
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        needed = ", ".join(f"{key}=..." for key in missing)
-        raise UsageError(f"Give {needed} on the command line or in an experiment.")
 
 
 def _import_plugin(name: str) -> str:
@@ -185,21 +193,6 @@ def _import_plugin(name: str) -> str:
     return f"{name}."
 
 
-def _refuse_foreign_targets(node: Any, allowed: tuple[str, ...]) -> None:
-    if isinstance(node, DictConfig):
-        target = node.get("_target_")
-        if target is not None and not str(target).startswith(allowed):
-            raise UsageError(
-                f"_target_ '{target}' is outside {', '.join(allowed)}: name its module in plugins=[...] to allow it."
-            )
-        for key in node:
-            if not OmegaConf.is_missing(node, key):
-                _refuse_foreign_targets(node._get_node(key), allowed)
-    elif isinstance(node, ListConfig):
-        for index in range(len(node)):
-            _refuse_foreign_targets(node._get_node(index), allowed)
-
-
 def _root_cause(error: BaseException) -> BaseException:
     """The toolkit's own error inside Hydra's wrapping, else the innermost error that Hydra wrapped."""
     seen: BaseException | None = error
@@ -210,12 +203,6 @@ def _root_cause(error: BaseException) -> BaseException:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _in_stage(error: BaseException) -> bool:
-    """Whether the error was raised inside a stage, so that it is a fault of the code, not of the configuration."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(f"{os.sep}toolkit{os.sep}stages{os.sep}" in frame.filename for frame in frames)
 
 
 def _fail(error: ToolkitError, *, verbose: bool = False) -> int:
@@ -259,7 +246,3 @@ def _purpose(stage: str) -> str:
     source = Path(toolkit.stages.__path__[0], f"{stage}.py").read_text(encoding="utf-8")
     functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     return (ast.get_docstring(functions[stage]) or "").split("\n")[0]
-
-
-if __name__ == "__main__":
-    main()
