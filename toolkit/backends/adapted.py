@@ -7,6 +7,7 @@ Legend: N images, C channels, H height, W width, K labels.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,16 +26,24 @@ class AdaptedRunner:
     """Runs the graph at `path` as `contract` describes it: pixels are normalised where its input is, cast, laid out and cut
     into its batches (the last one filled up with images again); probabilities are returned as their logarithms.
 
-    `threads` are onnxruntime's threads within an operator (None: one a core). Raises `InputRefused` for a damaged or unsafe
-    graph, or a contract that is not the graph's.
+    `threads` are onnxruntime's threads within an operator (None: one a core), `optimisation` its level. Raises `InputRefused`
+    for a damaged or unsafe graph, or a contract that is not the graph's.
     """
 
-    def __init__(self, path: Path, *, contract: Contract, preprocessing: Preprocessing, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        contract: Contract,
+        preprocessing: Preprocessing,
+        threads: int | None = None,
+        optimisation: Literal["all", "basic", "off"] = "all",
+    ) -> None:
         self.name = "onnxruntime-adapted"
         self.origin = str(path)
         self.input, self.output = _one_image_input(contract, self.origin), contract.outputs[0]
         self.normalise = Normalise(preprocessing) if self.input.meaning == "normalised" else None
-        self.session = open_session(path, threads=threads)
+        self.session = open_session(path, threads=threads, optimisation=optimisation)
         for kind, name, held in (
             ("input", self.input.name, self.session.get_inputs()),
             ("output", self.output.name, self.session.get_outputs()),

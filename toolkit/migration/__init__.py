@@ -5,6 +5,7 @@ from toolkit.migration.legacy import Comparison, build_legacy, compare
 from toolkit.migration.loading import load_matched
 from toolkit.migration.matching import Matching, Row, match
 from toolkit.migration.onnx_adoption import GraphAdoption, from_graph
+from toolkit.migration.onnx_opset import convert_opset
 from toolkit.migration.reading import Checkpoint, open_checkpoint, read_checkpoint
 from toolkit.migration.sources import Source, find_source
 
@@ -19,6 +20,7 @@ __all__ = [
     "build_legacy",
     "checked_width",
     "compare",
+    "convert_opset",
     "find_source",
     "from_checkpoint",
     "from_graph",
