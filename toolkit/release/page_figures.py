@@ -38,7 +38,7 @@ STYLE: dict[Any, Any] = {
 
 def reliability_figure(bins: Sequence[Mapping[str, Any]], *, colour: str, ece: float | None, start: float = 0.0) -> str:
     """Accuracy against confidence, from `start`, with the number of samples a bin below; the diagonal is perfect."""
-    figure, (top, bottom) = _figure(3.5, 3.9, rows=2, heights=(4, 1))
+    figure, (top, bottom) = blank_figure(3.5, 3.9, rows=2, heights=(4, 1))
     lower = np.array([b["lower"] for b in bins])
     width = bins[0]["upper"] - bins[0]["lower"]
     top.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (4, 3)))
@@ -51,12 +51,12 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]], *, colour: str, ece: f
     top.tick_params(labelbottom=False)
     if ece is not None:
         top.text(0.04, 0.95, f"ECE {ece:.3f}", transform=top.transAxes, va="top", fontsize=10)
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def roc_figure(curves: Mapping[str, Sequence[Sequence[float]]], *, areas: Mapping[str, float]) -> str:
     """ROC curves of old and new in one frame."""
-    figure, (axes,) = _figure(3.9, 3.9)
+    figure, (axes,) = blank_figure(3.9, 3.9)
     axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=(0, (4, 3)))
     for side, colour, style in (("baseline", OLD, "--"), ("candidate", NEW, "-")):
         points = np.array(curves[side])
@@ -65,7 +65,7 @@ def roc_figure(curves: Mapping[str, Sequence[Sequence[float]]], *, areas: Mappin
         axes.plot(points[:, 0], points[:, 1], color=colour, linestyle=style, linewidth=1.8, label=label)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false-positive rate", ylabel="true-positive rate", aspect="equal")
     axes.legend(loc="lower right", frameon=False)
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def confusion_figure(counts: Sequence[Sequence[int]], *, labels: Sequence[str], colour: str) -> str:
@@ -73,7 +73,7 @@ def confusion_figure(counts: Sequence[Sequence[int]], *, labels: Sequence[str], 
     matrix = np.array(counts, float)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = float(np.clip(0.62 * len(labels) + 1.9, 3.3, 6.5))
-    figure, (axes,) = _figure(size, size)
+    figure, (axes,) = blank_figure(size, size)
     shades = LinearSegmentedColormap.from_list("shades", ["#ffffff", colour])
     axes.imshow(shares, cmap=shades, vmin=0, vmax=1)
     if len(labels) <= MAX_NUMBERED_LABELS:
@@ -89,12 +89,12 @@ def confusion_figure(counts: Sequence[Sequence[int]], *, labels: Sequence[str], 
     axes.set_yticks(ticks, names)
     axes.set(xlabel="predicted", ylabel="true")
     axes.grid(False)
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def change_figure(found: Sequence[Row]) -> str:
     """Change of each score with its 95% interval, in points: right of the line the new model is better."""
-    figure, (axes,) = _figure(4.8, 0.8 + 0.25 * len(found))
+    figure, (axes,) = blank_figure(4.8, 0.8 + 0.25 * len(found))
     for height, row in enumerate(reversed(found)):
         change = row.change
         if change is None or change.value is None:
@@ -109,10 +109,11 @@ def change_figure(found: Sequence[Row]) -> str:
     axes.set(xlabel="change in points (×100), 95% interval", ylim=(-0.6, len(found) - 0.4))
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
-def _figure(width: float, height: float, *, rows: int = 1, heights: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
+def blank_figure(width: float, height: float, *, rows: int = 1, heights: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
+    """A figure in the page's style, of `width` by `height` inches, with `rows` axes below each other."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         grid = figure.subplots(rows, 1, squeeze=False, height_ratios=list(heights))
@@ -124,7 +125,8 @@ def _figure(width: float, height: float, *, rows: int = 1, heights: Sequence[flo
     return figure, axes
 
 
-def _data_uri(figure: Figure) -> str:
+def data_uri(figure: Figure) -> str:
+    """The figure as SVG in a data URI."""
     stream = io.BytesIO()
     with mpl.rc_context(STYLE):
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})

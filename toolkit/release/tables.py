@@ -8,6 +8,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from toolkit.bundle import Bundle, Measurement, Report, Store
+from toolkit.release.benchmark_table import benchmark_tables
 from toolkit.release.quantities import (
     SCORES,
     Row,
@@ -36,6 +37,9 @@ def open_console() -> Console:
 def show_report(report: Report, console: Console) -> None:
     """Print a report: the gate as old against new and its limits, any other as its measurements; the verdict last."""
     compared = rows(report)
+    if report.check == "benchmark":
+        console.print(*benchmark_tables(report))
+        return
     if compared:
         console.print(_comparison_table(report, compared))
     elif not limited(report):

@@ -1,0 +1,90 @@
+"""The stage: real processes agree and are measured (nothing is asserted about time); report, table and page tell the same."""
+
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.backends.small import LABELS, PREPROCESSING, SIZE_PX, bundled, small
+from toolkit.backends import write_onnx
+from toolkit.bundle import ONNX, WEIGHTS, Bundle, Report, Store, lineage
+from toolkit.data.shapes import shapes
+from toolkit.release.benchmark_page import render_benchmark
+from toolkit.release.tables import show_report
+from toolkit.stages.benchmark import benchmark
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Bundle, Report]:
+    """A graph run against itself and against torch, each in a process of its own."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    store = Store(folder / "store")
+    parent = bundled(store)
+    write_onnx(small(), folder / "model.onnx", preprocessing=PREPROCESSING, labels=LABELS, metadata={})
+    manifest = replace(parent.manifest, lineage=lineage("export", parents=[parent.digest]), files={})
+    bundle = store.add(manifest, weights=parent.weights(), files={ONNX: folder / "model.onnx"})
+    report = benchmark(
+        bundle,
+        store=store,
+        data=shapes(60, size_px=SIZE_PX, noise=20.0),
+        runners=["onnxruntime", "onnxruntime", "eager"],
+        batch=[3],
+        rounds=5,
+        run_dir=folder,
+    )
+    return store, bundle, report
+
+
+def test_a_runner_against_itself_gives_the_same_numbers_under_two_names(done: tuple[Store, Bundle, Report]) -> None:
+    report = done[2]
+    assert list(report.details["runners"]) == ["onnxruntime", "onnxruntime-2", "eager"]
+    assert report.details["comparison"]["3"].keys() == {"onnxruntime-2", "eager"}
+    for metric in ("accuracy", "top1_agreement", "max_error", "size"):
+        assert report.value(f"{metric}.onnxruntime[batch=3]") == report.value(f"{metric}.onnxruntime-2[batch=3]")
+
+
+def test_runners_agree_and_are_measured(done: tuple[Store, Bundle, Report]) -> None:
+    _, bundle, report = done
+    assert (report.check, report.verdict, report.subjects) == ("benchmark", "pass", (bundle.digest,))
+    for runner in report.details["runners"]:
+        where = f"{runner}[batch=3]"
+        assert report.value(f"top1_agreement.{where}") == 1
+        assert 0 < report.value(f"max_error.{where}") < 1e-3
+        p50, p95, p99 = (report.value(f"{metric}.{where}") for metric in ("latency_median", "latency_p95", "latency_p99"))
+        assert 0 < p50 <= p95 <= p99
+        assert report.value(f"throughput.{where}") == pytest.approx(3000 / p50)
+        assert report.value(f"memory.{where}") < 500  # torch and onnxruntime themselves are left out
+        assert report.value(f"load_time.{where}") > 0
+    assert report.value("accuracy.eager[batch=3]") == report.value("accuracy.onnxruntime[batch=3]")
+    assert report.value("size.onnxruntime[batch=3]") * 2**20 == pytest.approx(bundle.file(ONNX).stat().st_size)
+    assert report.value("size.eager[batch=3]") * 2**20 == pytest.approx(bundle.file(WEIGHTS).stat().st_size)
+    assert report.value("latency_ratio.eager[batch=3]") > 0
+    assert [run["threads"] for run in report.details["runs"]] == [1, 1, 1]
+    assert report.details["reference"] == "torch float64"
+
+
+def test_the_report_is_kept_and_the_page_is_whole(done: tuple[Store, Bundle, Report]) -> None:
+    store, bundle, report = done
+    assert store.reports(bundle.digest)["benchmark"].measurements == report.measurements
+    page = Path(report.details["files"]["page"]).read_text(encoding="utf-8")
+    assert page == render_benchmark(store.reports(bundle.digest)["benchmark"])
+    assert bundle.short in page
+    assert page.count("data:image/svg+xml;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "onnxruntime-2" in page
+
+
+def test_the_table_fits_a_wide_terminal_and_names_every_verdict(done: tuple[Store, Bundle, Report]) -> None:
+    report = replace(
+        done[2], details={**done[2].details, "comparison": {"3": {"onnxruntime-2": "no difference", "eager": "slower"}}}
+    )
+    console = Console(width=116, record=True, file=io.StringIO())
+    show_report(report, console)
+    text = console.export_text()
+    assert "no difference" in text
+    assert "slower" in text
+    assert "…" not in text
+    assert "onnxruntime-2" in text
