@@ -66,7 +66,7 @@ def tuned(parent: Bundle, store: Store, data: ImageSet, run_dir: Path, **changes
 def test_the_child_has_the_datas_labels_its_parent_and_both_reports(
     parent: Bundle, store: Store, data: ImageSet, tmp_path: Path
 ) -> None:
-    child = tuned(parent, store, data, tmp_path / "run", logger={"csv": csv_file})
+    child = tuned(parent, store, data, tmp_path / "run", trainer=replace(CPU, loggers={"csv": csv_file}))
     manifest = child.manifest
     assert manifest.labels == data.labels
     assert manifest.architecture.kwargs["num_classes"] == 3

@@ -5,6 +5,7 @@ from toolkit.models.heads import find_head, replace_head, replace_head_by_label
 from toolkit.models.registry import build, default_preprocessing, register, training_only
 from toolkit.models.restoring import restore
 from toolkit.models.stage_groups import stage_names
+from toolkit.models.teaching import teacher_for, teaching_facts
 
 __all__ = [
     "Deployed",
@@ -17,5 +18,7 @@ __all__ = [
     "replace_head_by_label",
     "restore",
     "stage_names",
+    "teacher_for",
+    "teaching_facts",
     "training_only",
 ]

@@ -1,9 +1,9 @@
 """From a registry key to a module with random weights.
 
 A bundle names its architecture by a key and plain arguments, never by an import path, because a bundle can come from
-anywhere. `torchvision/<name>` and `timm/<name>` are looked up in those libraries; every other key is one that a plugin
-registered: a module the user names in `plugins`, or one an installed package offers under the entry point group
-`toolkit.models`; either calls `register` when it is imported.
+anywhere. `torchvision/<name>` and `timm/<name>` are looked up in those libraries; `ensemble` is several models in one
+(`toolkit.models.ensemble`); every other key is one that a plugin registered: a module the user names in `plugins`, or one an
+installed package offers under the entry point group `toolkit.models`; either calls `register` when it is imported.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from torch import nn
 
 from toolkit.bundle import Architecture, Preprocessing
 from toolkit.errors import EnvironmentProblem, InputRefused, ToolkitError, UsageError, unknown_name
-from toolkit.models import timm_models, torchvision_models
+from toolkit.models import ensemble, timm_models, torchvision_models
 from toolkit.models.heads import replace_head
 
 ENTRY_POINTS = "toolkit.models"
@@ -45,8 +45,10 @@ def register(key: str, builder: Builder, preprocessing: Preprocessing | None = N
     Raises `UsageError` for a key that is taken or that a library owns.
     """
     library = key.partition("/")[0]
-    if library in LIBRARIES or not key:
-        raise UsageError(f"A model cannot be registered as '{key}': choose a key outside {', '.join(LIBRARIES)}/.")
+    if library in LIBRARIES or key in ("", ensemble.KEY):
+        raise UsageError(
+            f"A model cannot be registered as '{key}': choose a key outside {', '.join(LIBRARIES)}/ and {ensemble.KEY}."
+        )
     taken = _registered.get(key)
     if taken is not None and _origin(taken.builder) != _origin(builder):
         raise UsageError(f"The model key '{key}' is taken by {_origin(taken.builder)}: choose another.")
@@ -60,6 +62,8 @@ def build(architecture: Architecture) -> nn.Module:
     `EnvironmentProblem` where the library is not installed, `InputRefused` for arguments that name files or downloads.
     """
     kwargs = _plain(architecture)
+    if architecture.key == ensemble.KEY:
+        return ensemble.assemble(kwargs, build)
     library, _, name = architecture.key.partition("/")
     if library in LIBRARIES:
         builder, num_classes = LIBRARIES[library].builder(name), None

@@ -10,9 +10,9 @@ from torch import nn
 
 from toolkit.bundle import Bundle, Lineage, Manifest, Measurement, Report, Store, environment, lineage, recipe_yaml
 from toolkit.data import ImageSet, audit, load_pixels, require_sound
-from toolkit.models import pixel_contract, replace_head_by_label, restore
-from toolkit.training import FitOptions, FitResult, Schedule, TrainerSpec, fit
-from toolkit.training.fit import LoggerMaker
+from toolkit.errors import UsageError
+from toolkit.models import ensemble, pixel_contract, replace_head_by_label, restore, teacher_for, teaching_facts
+from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit
 
 log = logging.getLogger(__name__)
 
@@ -26,18 +26,27 @@ def finetune(
     options: FitOptions,
     trainer: TrainerSpec,
     run_dir: Path,
-    logger: Mapping[str, LoggerMaker] | Sequence[LoggerMaker] = (),
+    teacher: Bundle | None = None,
     resume: Path | None = None,
 ) -> Bundle:
     """Train a bundle on data: linear probe, gradual unfreezing or everything, as the schedule says.
 
     The data is checked first. Where its labels differ from the bundle's, the head is replaced. The new bundle holds the
     weights that did best on the validation split; its reports `training` and `data` say how it went. The same bundle,
-    data and settings are not trained twice. `resume` names the directory of an interrupted run, to be continued with the
+    data and settings are not trained twice. A `teacher` that knows the data's labels is distilled into the student by
+    `options.distillation`, which counts only then; it sees the student's pixels at its own size, with its own normalisation,
+    and is the new bundle's second parent. `resume` names the directory of an interrupted run, to be continued with the
     settings it had.
     """
+    if bundle.manifest.architecture.key == ensemble.KEY:
+        raise UsageError(
+            f"bundle {bundle.short} is an ensemble: train its members, or distil it into one model "
+            f"(toolkit finetune bundle=<student> teacher={bundle.short})."
+        )
+    options = replace(options, distillation=(options.distillation or Distillation()) if teacher else None)
     recipe = {"schedule": schedule, "options": options, "precision": str(trainer.autocast_dtype or "float32")}
-    made = lineage("finetune", parents=(bundle.digest,), data_fingerprint=data.fingerprint(), recipe=recipe)
+    parents = (bundle.digest, teacher.digest) if teacher else (bundle.digest,)
+    made = lineage("finetune", parents=parents, data_fingerprint=data.fingerprint(), recipe=recipe)
     found = store.find(
         stage=made.stage, parents=made.parents, recipe=recipe_yaml(recipe), data_fingerprint=made.data_fingerprint
     )
@@ -60,11 +69,12 @@ def finetune(
         trainer=trainer,
         run_dir=resume or run_dir,
         resume=resume is not None,
-        loggers=list(logger.values()) if isinstance(logger, Mapping) else list(logger),
+        teacher=teacher_for(teacher, preprocessing=preprocessing, labels=data.labels) if teacher else None,
     )
+    taught = {"teacher": teaching_facts(teacher, preprocessing=preprocessing, labels=data.labels)} if teacher else {}
     child = store.add(_manifest(bundle, data.labels, made), weights=net.state_dict())
     store.add_report(Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment()))
-    store.add_report(_training_report(child, result, carried))
+    store.add_report(_training_report(child, result, {"labels_carried": list(carried), **taught}))
     log.info("Bundle %s: %s %.4f on the validation split.", child.short, result.monitor, result.best_metric)
     return child
 
@@ -91,7 +101,7 @@ def _manifest(parent: Bundle, labels: Sequence[str], made: Lineage) -> Manifest:
     )
 
 
-def _training_report(child: Bundle, result: FitResult, carried: Sequence[str]) -> Report:
+def _training_report(child: Bundle, result: FitResult, facts: Mapping[str, Any]) -> Report:
     """How the training went: the best score, its time and pace, and every epoch."""
     seconds = max(result.seconds, 1e-9)
     measurements = (
@@ -101,5 +111,5 @@ def _training_report(child: Bundle, result: FitResult, carried: Sequence[str]) -
         Measurement("feature_time", result.feature_seconds, unit="s"),
         Measurement("throughput", result.num_images / seconds, unit="images/s"),
     )
-    details: dict[str, Any] = {"history": [dict(record) for record in result.history], "labels_carried": list(carried)}
+    details = {"history": [dict(record) for record in result.history], **facts}
     return Report("training", (child.digest,), "pass", measurements, details, environment())

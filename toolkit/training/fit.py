@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,12 @@ from toolkit.training.options import FitOptions
 from toolkit.training.progress import Progress
 from toolkit.training.schedule import Schedule
 from toolkit.training.signals import Interrupted, Signals, Terminated
-from toolkit.training.trainer import TrainerSpec, num_threads, run_lightning
+from toolkit.training.trainer import LoggerMaker, TrainerSpec, num_threads, run_lightning
 
 RUN = "run.json"
 CHECKPOINTS = "checkpoints"
 
 logger = logging.getLogger(__name__)
-
-LoggerMaker = Logger | Callable[[Path], Logger]
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,9 @@ def fit(
     """Train `net` in place on `train`, choosing weights on `val`; afterwards it holds the best ones, on the CPU.
 
     `net` takes normalised float images_NCHW; `teacher` (for `options.distillation`) takes float pixels 0..255. `run_dir`
-    receives checkpoints and logs; `resume` continues the run it holds, to the weights the uninterrupted run would have
-    reached (bit for bit on the CPU). Each parameter's `requires_grad` and each module's mode are as before.
+    receives checkpoints and logs (`loggers` are further ones than the trainer's); `resume` continues the run it holds, to the
+    weights the uninterrupted run would have reached (bit for bit on the CPU). Each parameter's `requires_grad` and each
+    module's mode are as before.
 
     Raises `UsageError` and `InputRefused` for settings and data that do not fit, `Diverged` at the first step that is not
     finite, `Terminated` and `Interrupted` after a signal, when the run has saved.
@@ -95,7 +94,8 @@ def fit(
             around = Surroundings(trainer, stage_names(net), head, checkpoints, signals, progress)
             learner = Learner(net, task=task, schedule=schedule, around=around, state=state)
             if not learner.course.finished:
-                _run(learner, trainer, loggers=_opened(loggers, run_dir), run_dir=run_dir)
+                named = trainer.loggers.values() if isinstance(trainer.loggers, Mapping) else trainer.loggers
+                _run(learner, trainer, loggers=_opened([*loggers, *named], run_dir), run_dir=run_dir)
             net.load_state_dict(learner.course.best)
     return _result(learner.course, options.monitor, len(train))
 
@@ -158,7 +158,9 @@ def _require_sound(task: Task) -> None:
 def _identity(net: nn.Module, task: Task, schedule: Schedule) -> dict[str, str]:
     """What makes two runs the same run, by name: settings as YAML, weights and data by hash."""
     options, train, val = task.options, task.train, task.val
+    taught = {} if task.teacher is None else {"teacher": _hash(task.teacher.state_dict().values())}
     return {
+        **taught,
         "schedule": recipe_yaml({"schedule": schedule}),
         "options": recipe_yaml({"options": options}),
         "starting weights": _hash(net.state_dict().values()),

@@ -8,7 +8,7 @@ DistributedDataParallel, which fixes the set of trainable parameters once while 
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,8 @@ from torch import nn
 from toolkit.errors import EnvironmentProblem, UsageError, unknown_name
 from toolkit.training.checkpoint import DurableCheckpointIO
 
+LoggerMaker = Logger | Callable[[Path], Logger]
+
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("auto", "32", "bf16-mixed")
 
@@ -34,7 +36,7 @@ class TrainerSpec:
     `channels_last` lays images and convolution weights out NHWC (on the CPU measured 1.2 to 2.1 times as fast with
     AVX-512). `compile` runs the net through torch.compile (minutes to start). `threads` None leaves torch's setting.
     `cache_features` computes the features of a head-only phase once. `checkpoint_every_s`: the most seconds between two
-    checkpoints, at the next step after; 0 writes one at every step.
+    checkpoints, at the next step after; 0 writes one at every step. `loggers` (plain or by name) receive each epoch's metrics.
     """
 
     accelerator: str = "auto"
@@ -47,6 +49,7 @@ class TrainerSpec:
     threads: int | None = None
     cache_features: bool = True
     checkpoint_every_s: float = 60.0
+    loggers: Mapping[str, LoggerMaker] | Sequence[LoggerMaker] = ()
 
     def __post_init__(self) -> None:
         if self.accelerator not in ACCELERATORS:
