@@ -11,7 +11,7 @@ from toolkit.bundle import Measurement, Report
 from toolkit.release.quantities import show_value
 
 STYLES = {"faster": "green", "slower": "red", "no difference": "dim", "baseline": "dim"}
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "runner",
     "batch",
     "accuracy",
