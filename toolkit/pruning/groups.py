@@ -50,6 +50,11 @@ class Group:
         """The width of the layer the group is named after, as far as the group reaches."""
         return self.num_units * self.channels_per_unit
 
+    @property
+    def places(self) -> tuple[tuple[str, int, int], ...]:
+        """Tensor, dimension and width of a unit at each member: no two groups of a net share them, and pruning keeps them."""
+        return tuple((member.tensor, member.dim, int((member.units == 0).sum())) for member in self.members)
+
 
 def find_groups(net: nn.Module, example_NCHW: Tensor, *, protect: Sequence[str] = ()) -> list[Group]:
     """The dependency groups of `net`, in the order its layers stand in; what `net` returns is never in one.

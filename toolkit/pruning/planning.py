@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from toolkit.bundle import Plan
 from toolkit.errors import InputRefused, UsageError
 from toolkit.pruning.batchnorm import reestimate_batchnorm
-from toolkit.pruning.cost import count_macs, profile_macs
+from toolkit.pruning.cost import profile_macs
 from toolkit.pruning.criteria import Batch, Criterion
 from toolkit.pruning.groups import Group, find_groups
 from toolkit.pruning.removal import plan_of, prunable
-from toolkit.pruning.selection import Costs, Target, choose
+from toolkit.pruning.selection import Costs, NothingToPrune, Target, Whole, choose
 from toolkit.pruning.surgery import apply_plan, compose_plans
 
 logger = logging.getLogger(__name__)
@@ -72,16 +72,8 @@ def plan_pruning(
     in `protect` keep their width. Raises `InputRefused` when nothing in `net` can be pruned and `UsageError` when the
     target cannot be met or the grid leaves nothing to remove.
     """
-    groups = prunable(net, find_groups(net, example_NCHW, protect=protect), example_NCHW)
-    if not groups:
-        raise InputRefused(
-            f"Nothing in this {type(net).__name__} can be pruned: every width is either protected, part of the output, or tied "
-            "to something that cannot be cut (see the log for the layers)."
-        )
-    with torch.enable_grad():
-        scores = criterion(net, groups, batches=batches, loss=loss)
-    for group, score in zip(groups, scores, strict=True):
-        _require_sound(group, score)
+    groups = _prunable_groups(net, example_NCHW, protect)
+    scores = _scores(net, groups, criterion=criterion, batches=batches, loss=loss)
     costs = Costs(net, groups, profile_macs(net, example_NCHW))
     return plan_of(net, groups, choose(groups, scores, costs, target=target, round_to=round_to))
 
@@ -98,36 +90,68 @@ def prune_net(
 ) -> Plan:
     """Prune `net` in place in `options.steps` steps towards `target`; returns the plan of all steps together.
 
-    BatchNorm statistics are refreshed between the steps, because a criterion sees nothing in a net whose statistics are
-    wrong; after the last step they are left as they are (see `reestimate_batchnorm`). Raises what `plan_pruning` raises.
+    Every step aims at its share of the way from the whole net to the target, so widths rounded up to the grid in one step
+    are made up for in the next; a step whose aim is met already is skipped. BatchNorm statistics are refreshed between the
+    steps, because a criterion sees nothing in a net whose statistics are wrong; after the last step they are left as they
+    are (see `reestimate_batchnorm`). Raises what `plan_pruning` raises, and for a grid that leaves nothing to remove only
+    when that is so in every step.
     """
-    total_macs = count_macs(net, example_NCHW)
+    groups = _prunable_groups(net, example_NCHW, options.protect)
+    whole = Whole.of(groups, profile_macs(net, example_NCHW).total)
     plan = Plan()
     for step in range(1, options.steps + 1):
-        share = step / options.steps
-        if target.macs is not None:
-            aim = Target(macs=(1 - (1 - target.macs) * share) * total_macs / count_macs(net, example_NCHW))
-        else:
-            assert target.ratio is not None
-            aim = Target(ratio=1 - (1 - target.ratio) ** (1 / options.steps))
-        made = plan_pruning(
-            net,
-            example_NCHW,
-            criterion=criterion,
-            target=aim,
-            batches=batches,
-            round_to=options.round_to,
-            protect=options.protect,
-            loss=loss,
-        )
+        costs = Costs(net, groups, profile_macs(net, example_NCHW))
+        aim = _aim(target, step / options.steps)
+        try:
+            if aim.macs is not None and costs.total <= aim.macs * whole.macs:
+                raise NothingToPrune(f"step {step} is met already")
+            scores = _scores(net, groups, criterion=criterion, batches=batches, loss=loss)
+            made = plan_of(net, groups, choose(groups, scores, costs, target=aim, round_to=options.round_to, whole=whole))
+        except NothingToPrune:
+            if step == options.steps and not plan:
+                raise
+            logger.info("pruning step %d of %d: skipped, its aim is met as far as the grid allows", step, options.steps)
+            continue
         apply_plan(net, made)
         plan = compose_plans(plan, made)
         if step < options.steps:
             reestimate_batchnorm(net, [images_NCHW for images_NCHW, _ in batches])
-        logger.info(
-            "pruning step %d of %d: %.1f%% of the MACs", step, options.steps, 100 * count_macs(net, example_NCHW) / total_macs
-        )
+            groups = prunable(net, find_groups(net, example_NCHW, protect=options.protect), example_NCHW)
+        share = profile_macs(net, example_NCHW).total / whole.macs
+        logger.info("pruning step %d of %d: %.1f%% of the MACs", step, options.steps, 100 * share)
     return plan
+
+
+def _aim(target: Target, share: float) -> Target:
+    """The target of a step: `share` (0..1) of the way to `target`, exactly that at 1."""
+    if share == 1:
+        return target
+    if target.macs is not None:
+        return Target(macs=1 - (1 - target.macs) * share)
+    assert target.ratio is not None
+    return Target(ratio=target.ratio * share)
+
+
+def _prunable_groups(net: nn.Module, example_NCHW: Tensor, protect: Sequence[str]) -> list[Group]:
+    groups = prunable(net, find_groups(net, example_NCHW, protect=protect), example_NCHW)
+    if not groups:
+        raise InputRefused(
+            f"Nothing in this {type(net).__name__} can be pruned: every width is either protected, part of the output, or tied "
+            "to something that cannot be cut (see the log for the layers)."
+        )
+    return groups
+
+
+def _scores(
+    net: nn.Module, groups: Sequence[Group], *, criterion: Criterion, batches: Sequence[Batch], loss: Loss
+) -> list[Tensor]:
+    if not groups:  # the steps before left single units alone
+        return []
+    with torch.enable_grad():
+        scores = list(criterion(net, groups, batches=batches, loss=loss))
+    for group, score in zip(groups, scores, strict=True):
+        _require_sound(group, score)
+    return scores
 
 
 def _require_sound(group: Group, score: Tensor) -> None:

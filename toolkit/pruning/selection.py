@@ -7,7 +7,7 @@ group's mean, because criteria have another scale in every layer.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,31 @@ class Target:
         for name, value in (("macs", self.macs), ("ratio", self.ratio)):
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"target.{name} is {value}; it must lie strictly between 0 and 1.")
+
+
+class NothingToPrune(UsageError):
+    """The grid leaves nothing to remove: a mistake when it is so from the start, no matter in one of several steps."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The net before the first step, of which targets and smallest widths are shares: MACs, units by a group's places."""
+
+    macs: float
+    num_units: Mapping[tuple[tuple[str, int, int], ...], int]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], macs: float) -> "Whole":
+        """The net as it is now."""
+        return cls(macs, {group.places: group.num_units for group in groups})
+
+    def smallest(self, group: Group) -> int:
+        """The units that `group` keeps in any case."""
+        return max(1, math.ceil(SMALLEST_SHARE * self.units(group)))
+
+    def units(self, group: Group) -> int:
+        """The units that `group` had."""
+        return self.num_units.get(group.places, group.num_units)
 
 
 class Costs:
@@ -70,21 +95,31 @@ class Costs:
         return total
 
 
-def choose(groups: Sequence[Group], scores: Sequence[Tensor], costs: Costs, *, target: Target, round_to: int) -> list[Tensor]:
+def choose(
+    groups: Sequence[Group],
+    scores: Sequence[Tensor],
+    costs: Costs,
+    *,
+    target: Target,
+    round_to: int,
+    whole: Whole | None = None,
+) -> list[Tensor]:
     """One boolean vector a group: the units that stay. `scores[g]` rates the units of group g, higher is more important.
 
-    Raises `UsageError` when the target cannot be met, or when the grid leaves nothing to remove.
+    The target is a share of `whole`, by default of the net as it is. Raises `UsageError` when the target cannot be met, and
+    its subclass `NothingToPrune` when it is met already or the grid leaves nothing to remove.
     """
+    whole = whole or Whole.of(groups, costs.total)
     steps = [round_to // math.gcd(round_to, group.channels_per_unit) for group in groups]
     if target.ratio is not None:
-        wanted = [math.ceil((1 - target.ratio) * group.num_units - 1e-9) for group in groups]
-        counts = [_on_grid(n, group, step) for n, group, step in zip(wanted, groups, steps, strict=True)]
+        wanted = [math.ceil((1 - target.ratio) * whole.units(group) - 1e-9) for group in groups]
+        counts = [_on_grid(n, group, step, whole) for n, group, step in zip(wanted, groups, steps, strict=True)]
     else:
         assert target.macs is not None
-        counts = _under_budget(groups, scores, costs, budget=target.macs * costs.total, steps=steps)
+        counts = _under_budget(groups, scores, costs, budget=target.macs * whole.macs, steps=steps, whole=whole)
     if all(count == group.num_units for count, group in zip(counts, groups, strict=True)):
-        widest = max(group.num_channels for group in groups)
-        raise UsageError(
+        widest = max((group.num_channels for group in groups), default=1)
+        raise NothingToPrune(
             f"Nothing would be pruned: on a grid of {round_to} channels no layer (the widest has {widest}) loses any at this "
             "target. Choose a stronger target or a smaller round_to."
         )
@@ -96,29 +131,28 @@ def choose(groups: Sequence[Group], scores: Sequence[Tensor], costs: Costs, *, t
     return keeps
 
 
-def _on_grid(count: int, group: Group, step: int) -> int:
-    smallest = max(count, 1, math.ceil(SMALLEST_SHARE * group.num_units))
-    return min(math.ceil(smallest / step) * step, group.num_units)
+def _on_grid(count: int, group: Group, step: int, whole: Whole) -> int:
+    return min(math.ceil(max(count, whole.smallest(group)) / step) * step, group.num_units)
 
 
 def _under_budget(
-    groups: Sequence[Group], scores: Sequence[Tensor], costs: Costs, *, budget: float, steps: Sequence[int]
+    groups: Sequence[Group], scores: Sequence[Tensor], costs: Costs, *, budget: float, steps: Sequence[int], whole: Whole
 ) -> list[int]:
     """The widths of the lowest threshold that keeps the budget, then grown greedily while it lasts."""
     relative = [(score / score.mean().clamp(min=1e-30)).sort(descending=True).values for score in scores]
 
     def at(threshold: float) -> list[int]:
         return [
-            _on_grid(int((values > threshold).sum()), group, step)
+            _on_grid(int((values > threshold).sum()), group, step, whole)
             for values, group, step in zip(relative, groups, steps, strict=True)
         ]
 
     levels = torch.cat([torch.tensor([-1.0]), *relative]).unique().tolist()
     low, high = 0, len(levels) - 1
     if costs.macs(at(levels[high])) > budget:
-        least = costs.macs(at(levels[high])) / costs.total
+        least = costs.macs(at(levels[high])) / whole.macs
         raise UsageError(
-            f"target.macs={budget / costs.total:.3g} cannot be met: pruning can bring this model to {least:.1%} of its MACs at "
+            f"target.macs={budget / whole.macs:.3g} cannot be met: pruning can bring this model to {least:.1%} of its MACs at "
             "best. Choose a larger target, or protect fewer layers."
         )
     while low < high:
