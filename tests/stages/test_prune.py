@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from toolkit.bundle import Architecture, Bundle, Manifest, Preprocessing, Store, lineage
 from toolkit.data import ImageSet
 from toolkit.data.shapes import shapes
-from toolkit.errors import InputRefused, UsageError
-from toolkit.models import build, pixel_contract, restore
+from toolkit.errors import CheckFailed, InputRefused, UsageError
+from toolkit.models import build, pixel_contract, register, restore
 from toolkit.pruning import CRITERIA, PruneOptions, Target, count_macs, count_parameters
 from toolkit.stages.prune import Recovery, prune
 from toolkit.training import Distillation, FitOptions, TrainerSpec, full
@@ -105,6 +106,90 @@ def test_the_same_pruning_is_found_again(shared: tuple[Store, Bundle, Bundle], d
     assert not (tmp_path / "other").exists()
 
 
+def test_a_bundle_without_its_report_is_made_again(
+    shared: tuple[Store, Bundle, Bundle], data: ImageSet, tmp_path: Path
+) -> None:
+    store, parent, child = shared
+    (store.root / "reports" / child.digest / "pruning.json").unlink()
+    again = prune(
+        parent,
+        store=store,
+        data=data,
+        run_dir=tmp_path / "again",
+        target=Target(macs=0.5),
+        criterion=CRITERIA["magnitude"](),
+        options=OPTIONS,
+        recovery=RECOVERY,
+    )
+    assert again.digest == child.digest
+    assert store.reports(child.digest)["pruning"].value("macs.ratio") <= 0.5
+
+
+def test_a_net_that_does_not_come_back_from_its_weights_leaves_no_bundle(
+    shared: tuple[Store, Bundle, Bundle], data: ImageSet, tmp_path: Path
+) -> None:
+    _, parent, _ = shared
+    store = Store(tmp_path / "store")
+    register("forgetful", forgetful)
+    manifest = replace(parent.manifest, architecture=Architecture("forgetful", {"num_classes": 2}))
+    bundle = store.add(manifest, weights=forgetful().state_dict())
+    with pytest.raises(CheckFailed, match="does not come back"):
+        prune(
+            bundle,
+            store=store,
+            data=data,
+            run_dir=tmp_path / "run",
+            target=Target(ratio=0.5),
+            criterion=CRITERIA["magnitude"](),
+            options=OPTIONS,
+            recovery=RECOVERY,
+        )
+    assert store.digests() == [bundle.digest]
+    assert store.reports(bundle.digest) == {}
+
+
+class Drifting(nn.Module):
+    """Scales what passes by how many training steps it has seen, and does not save the count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += self.training
+        return x * (1 + self.seen)
+
+
+def forgetful(num_classes: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU(), Drifting(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(32, num_classes))
+
+
+def test_findings_about_the_data_are_logged_and_kept(
+    shared: tuple[Store, Bundle, Bundle], data: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, parent, _ = shared
+    store = Store(tmp_path / "store")
+    twin = next(sample for sample in data.samples if sample.split == "train")
+    repeated = replace(data, samples=(*data.samples, replace(twin, key="twin")))
+    small = replace(RECOVERY, options=FitOptions(batch_size=16))
+    child = prune(
+        parent,
+        store=store,
+        data=repeated,
+        run_dir=tmp_path / "run",
+        target=Target(macs=0.5),
+        criterion=CRITERIA["magnitude"](),
+        options=OPTIONS,
+        recovery=small,
+    )
+    kept = store.reports(child.digest)["data"].details
+    assert len(kept["repeated"]) == 1
+    assert kept["warnings"]
+    assert kept["warnings"][0] in caplog.text
+
+
 def test_a_recovery_that_was_cut_off_is_resumed_to_the_same_bundle(
     shared: tuple[Store, Bundle, Bundle], data: ImageSet, folder: Path, tmp_path: Path
 ) -> None:
@@ -120,7 +205,7 @@ def test_a_recovery_that_was_cut_off_is_resumed_to_the_same_bundle(
         criterion=CRITERIA["magnitude"](),
         options=OPTIONS,
         recovery=RECOVERY,
-        resume=folder / "run",
+        resume=str(folder / "run"),  # pyright: ignore[reportArgumentType] (as a config gives it)
     )
     assert resumed.digest == child.digest
     assert not (tmp_path / "unused").exists()

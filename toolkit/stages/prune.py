@@ -1,29 +1,19 @@
-"""Stage `prune`."""
+"""Stage `prune`.
 
-import copy
+That the pruned net comes back from its bundle is the postcondition: it is proven, and the report made, before the bundle is
+published. A bundle whose report is missing was cut off in between; it is made again.
+"""
+
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.bundle import (
-    WEIGHTS,
-    Bundle,
-    Limit,
-    Measurement,
-    Preprocessing,
-    Report,
-    Store,
-    environment,
-    lineage,
-    recipe_yaml,
-    verdict_of,
-)
-from toolkit.checks.regression_cost import cost_measurements
+from toolkit.bundle import Bundle, Plan, Preprocessing, Report, Store, environment, lineage, recipe_yaml
+from toolkit.checks.pruning_report import pruning_report, require_restorable, unpublished, widths
 from toolkit.data import AugmentSpec, ImageSet, Normalise, Pixels, audit, load_pixels, require_sound
 from toolkit.models import Deployed, restore
 from toolkit.pruning import Criterion, PruneOptions, Target, compose_plans, prune_net, reestimate_batchnorm
@@ -31,8 +21,6 @@ from toolkit.pruning.criteria.taylor import Taylor
 from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit, full
 from toolkit.training.fit import LoggerMaker
 from toolkit.training.metrics import scores
-
-MIB = 2**20
 
 log = logging.getLogger(__name__)
 
@@ -80,33 +68,56 @@ def prune(
     found = store.find(
         stage=made.stage, parents=made.parents, recipe=recipe_yaml(recipe), data_fingerprint=made.data_fingerprint
     )
-    if found is not None:
+    if found is not None and "pruning" in store.reports(found.digest):
         log.info("Found bundle %s, made before from the same bundle, data and settings.", found.short)
         return found
-    require_sound(audit(data, expected_labels=bundle.manifest.labels))
+    findings = audit(data, expected_labels=bundle.manifest.labels)
+    require_sound(findings)
+    for warning in findings.warnings:
+        log.warning("%s", warning)
     preprocessing = bundle.manifest.preprocessing
     train, val = (load_pixels(data.split(split), preprocessing) for split in ("train", "val"))
-    parent = restore(bundle)
-    net, normalise = copy.deepcopy(parent), Normalise(preprocessing)
+    parent, net, normalise = restore(bundle), restore(bundle), Normalise(preprocessing)
+    plan, story = _surgery(net, train=train, val=val, normalise=normalise, criterion=criterion, target=target, options=options)
+    teacher = Deployed(parent, preprocessing) if recovery.options.distillation is not None else None
+    result = _recover(net, train, val, preprocessing, recovery, teacher, Path(resume or run_dir), resume is not None)
+    story["candidate"] = _scores(net, val, normalise)
+    manifest = replace(bundle.manifest, plan=compose_plans(bundle.manifest.plan, plan), lineage=made)
+    require_restorable(manifest, net, normalise(val.images_NCHW[:16]))
+    details = {
+        "channels": widths(parent, net),
+        "recovery": [dict(record) for record in result.history],
+        "recovery_seconds": result.seconds,
+    }
+    image_NCHW = val.images_NCHW[:1].numpy().astype("float32")
+    with unpublished(manifest, net) as staged:
+        report = pruning_report(bundle, staged, image_NCHW=image_NCHW, story=story, details=details)
+    child = store.add(manifest, weights=net.state_dict())
+    store.add_report(Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment()))
+    store.add_report(report)
+    _tell(report)
+    return child
+
+
+def _surgery(
+    net: nn.Module,
+    *,
+    train: Pixels,
+    val: Pixels,
+    normalise: Normalise,
+    criterion: Criterion,
+    target: Target,
+    options: PruneOptions,
+) -> tuple[Plan, dict[str, dict[str, float]]]:
+    """Prune `net` in place and re-estimate its BatchNorm; the plan, and the validation scores at each moment."""
     story = {"baseline": _scores(net, val, normalise)}
-    batches = _batches(
-        train, normalise, num=options.num_batches * options.batch_size, size=options.batch_size, seed=options.seed
-    )
+    num = options.num_batches * options.batch_size
+    batches = _batches(train, normalise, num=num, size=options.batch_size, seed=options.seed)
     plan = prune_net(net, batches[0][0][:1], criterion=criterion, target=target, batches=batches, options=options)
     story["after_surgery"] = _scores(net, val, normalise)
     reestimate_batchnorm(net, (x for x, _ in _batches(train, normalise, num=options.bn_images, size=64, seed=options.seed)))
     story["after_batchnorm"] = _scores(net, val, normalise)
-    teacher = Deployed(parent, preprocessing) if recovery.options.distillation is not None else None
-    result = _recover(net, train, val, preprocessing, recovery, teacher, resume or run_dir, resume is not None)
-    story["candidate"] = _scores(net, val, normalise)
-    child = store.add(
-        replace(bundle.manifest, plan=compose_plans(bundle.manifest.plan, plan), lineage=made), weights=net.state_dict()
-    )
-    _require_same(restore(child), net, batches[0][0])
-    report = _report(bundle, child, parent=parent, net=net, story=story, result=result, example=val.take([0]))
-    store.add_report(report)
-    _tell(report)
-    return child
+    return plan, story
 
 
 def _recover(
@@ -147,61 +158,6 @@ def _scores(net: nn.Module, val: Pixels, normalise: Normalise) -> dict[str, floa
     """The validation scores of `net` in eval mode, as training computes them."""
     net.eval()
     return scores(torch.cat([net(normalise(images)) for images in val.images_NCHW.split(64)]), val.targets_N)
-
-
-@torch.no_grad()
-def _require_same(restored: nn.Module, net: nn.Module, images_NCHW: Tensor) -> None:
-    net.eval()
-    assert torch.equal(restored(images_NCHW), net(images_NCHW)), (
-        "the stored bundle does not restore to the net it was made from"
-    )
-
-
-def _report(
-    bundle: Bundle,
-    child: Bundle,
-    *,
-    parent: nn.Module,
-    net: nn.Module,
-    story: Mapping[str, Mapping[str, float]],
-    result: FitResult,
-    example: Pixels,
-) -> Report:
-    """What pruning bought and what it cost: the parent is the baseline, the pruned bundle the candidate."""
-    images = example.images_NCHW.numpy().astype("float32")
-    measured = cost_measurements(bundle, child, {"baseline": images, "candidate": images}, rounds=100)
-    faster = Limit("<=", 1.0, "a pruned model that is not faster has lost accuracy for nothing")
-    measured = [
-        replace(m, limit=faster, passed=faster.holds(m.value)) if m.name == "latency_median.ratio" and m.value else m
-        for m in measured
-    ]
-    sizes = {
-        side: side_bundle.file(WEIGHTS).stat().st_size / MIB
-        for side, side_bundle in (("baseline", bundle), ("candidate", child))
-    }
-    measured += [Measurement(f"weights_size.{side}", size, unit="MiB") for side, size in sizes.items()]
-    measured.append(Measurement("weights_size.ratio", sizes["candidate"] / sizes["baseline"]))
-    for moment, values in story.items():
-        measured += [
-            Measurement(f"{name}.{moment}[split=val]", value, unit="nats" if name == "loss" else "1")
-            for name, value in values.items()
-        ]
-    details: dict[str, Any] = {
-        "channels": _widths(parent, net),
-        "recovery": [dict(record) for record in result.history],
-        "recovery_seconds": result.seconds,
-    }
-    return Report("pruning", (child.digest, bundle.digest), verdict_of(measured), tuple(measured), details, environment())
-
-
-def _widths(parent: nn.Module, net: nn.Module) -> dict[str, list[int]]:
-    """The output channels of every convolution and linear layer, before and after."""
-    after = dict(net.named_parameters())
-    return {
-        name.removesuffix(".weight"): [len(weight), len(after[name])]
-        for name, weight in parent.named_parameters()
-        if weight.ndim > 1
-    }
 
 
 def _tell(report: Report) -> None:
