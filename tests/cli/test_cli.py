@@ -46,6 +46,16 @@ def test_an_unknown_stage_suggests_the_nearest(capsys: pytest.CaptureFixture[str
         (["adopt", "architecture=torchvision/resnet18", "+preprocessing={size_px: [0, 0]}"], 2, "size_px"),
         (["finetune", "bundle=production", "data=shapes", "data._target_=os.system"], 2, "os.system"),
         (["finetune", "bundle=production", "data=shapes", "plugins=[no_such_module]"], 2, "no_such_module"),
+        (["show", "12345678"], 2, "is empty"),
+        (["ls", "store=elsewhere"], 2, "no store elsewhere"),
+        (["export", "bundle=production", "data=shap"], 2, "Did you mean shapes"),
+        (["adopt", "architecture=torchvision/resnet18", "checkpoint=two=3.pth#ema"], 2, "two=3.pth"),
+        (["adopt", "architecture=torchvision/resnet18", "seed=abc"], 2, "seed is 'abc'; it must be a whole number"),
+        (["adopt", "architecture=torchvision/resnet18", "labels=abc"], 2, "labels is 'abc'; it must be a list"),
+        (["adopt", "architecture=torchvision/resnet18", "hydra.run.dir=/proc/x"], 4, "Cannot write /proc/x"),
+        (["upgrade", "data=shapes", "+steps.prune.foo=1"], 2, "steps.prune.foo"),
+        (["upgrade", "data=shapes", "steps.prune.target.macs=50%"], 2, "steps.prune.target.macs is '50%'"),
+        (["finetune", "bundle=x", "data=shapes", "options.batch_size=8.5"], 2, "options.batch_size is 8.5"),
     ],
 )
 def test_wrong_input_gets_one_message_and_its_code(arguments: list[str], code: int, said: str, tmp_path: Path) -> None:

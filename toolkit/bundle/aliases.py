@@ -60,8 +60,10 @@ class Aliases:
         return served[-2] if len(served) > 1 else None
 
     def promote(self, name: str, digest: str, note: str = "") -> None:
-        """Point alias `name` at `digest`."""
+        """Point alias `name` at `digest`; nothing changes when it stands for that already."""
         with locked(self.root / ".lock"):
+            if self.current(name) == digest:
+                return
             self._append(name, AliasEntry(digest, _now(), "promote", note))
 
     def rollback(self, name: str, note: str = "") -> str:

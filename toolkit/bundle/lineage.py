@@ -61,12 +61,20 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def git_state() -> tuple[str | None, bool]:
-    """The commit of the working directory's git checkout and whether it has uncommitted changes; (None, False) outside."""
+    """The commit of the toolkit's own source checkout and whether it has uncommitted changes; (None, False) when installed.
+
+    An installed package may lie inside somebody's repository, whose commit says nothing of this code: its files must be
+    tracked there.
+    """
+    here = str(Path(__file__).parent)
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", here, *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "lineage.py")
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return None, False

@@ -9,7 +9,7 @@ any error from the libraries that read it, and only the manifest notices.
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -28,7 +28,7 @@ from toolkit.bundle.atomic import (
     write_atomic,
 )
 from toolkit.bundle.manifest import Manifest
-from toolkit.bundle.report import Report
+from toolkit.bundle.report import Report, package_versions
 from toolkit.errors import InputRefused, UsageError, unknown_name
 
 MANIFEST = "manifest.json"
@@ -38,6 +38,8 @@ GOLDEN = "golden.safetensors"
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 CHECK_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
+
+MEND = "Restore it from a copy, or delete the bundle's directory and run the stage that made it again."
 
 logger = logging.getLogger(__name__)
 
@@ -158,11 +160,18 @@ class Store:
             except InputRefused as error:
                 logger.warning("%s", error)
 
-    def find(self, *, stage: str, parents: tuple[str, ...], recipe: str, data_fingerprint: str | None) -> Bundle | None:
-        """A verified bundle that the same stage made from the same parents, recipe and data by this toolkit version."""
+    def find(
+        self, *, stage: str, parents: tuple[str, ...], recipe: str, data_fingerprint: str | None, packages: Sequence[str] = ()
+    ) -> Bundle | None:
+        """A verified bundle that the same stage made from the same parents, recipe and data by this toolkit version.
+
+        `packages` names libraries whose installed versions must also be those it was made with.
+        """
+        here = package_versions()
         for bundle in self.bundles():
             made = bundle.manifest.lineage
             same = (made.stage, made.parents, made.recipe, made.data_fingerprint) == (stage, parents, recipe, data_fingerprint)
+            same = same and all(made.packages.get(name) == here.get(name) for name in packages)
             if same and made.packages.get("model-upgrade-toolkit") == __version__:
                 return self.open(bundle.digest)
         return None
@@ -212,11 +221,9 @@ class Store:
         for name, expected in bundle.manifest.files.items():
             path = bundle.path / name
             if path.is_symlink() or not path.is_file():
-                raise InputRefused(f"bundle {bundle.short}: {path} is missing or not a plain file. Restore it from a copy.")
+                raise InputRefused(f"bundle {bundle.short}: {path} is missing or not a plain file. {MEND}")
             if sha256_file(path) != expected:
-                raise InputRefused(
-                    f"bundle {bundle.short}: {path} is corrupt (its sha256 differs from the manifest). Restore it from a copy."
-                )
+                raise InputRefused(f"bundle {bundle.short}: {path} is corrupt (its sha256 differs from the manifest). {MEND}")
 
 
 def _checked_name(name: str, owner: str) -> str:

@@ -1,0 +1,1 @@
+"""What turns bundles into reports: quality, parity, regression against the one in service, latency."""

@@ -148,6 +148,7 @@ def _errors(noise: Noise, outcomes: list[Outcome], limits: ParityLimits, details
         *(Measurement(f"error_ratio.{name}", _quantile(ratios, q), "floors", n=n) for name, q in QUANTILES.items()),
         *(Measurement(f"max_error.onnxruntime_{level}", _max_error(noise, answers, level), "logits", n=n) for level in LEVELS),
         Measurement("max_error.torch_float32", float(np.abs(noise.single_RNK[0] - noise.double_NK).max()), "logits", n=n),
+        *_distributions(noise, answers),
         Measurement("float32_share", noise.float32_share, n=n),
         Measurement("top1_agreement", _agreement(noise, answers), n=n * len(answers)),
         Measurement("ties", float(len(ties)), "images", n=n),
@@ -167,6 +168,20 @@ def _judged_ratio(worst: float, noise: Noise, limits: ParityLimits) -> Measureme
     if noise.float32_share > limits.max_float32_share:
         passed = None  # float32 itself is so far off that a floor excuses, or accuses, anything
     return Measurement("error_ratio.max", worst, "floors", n=len(noise.double_NK), limit=limit, passed=passed)
+
+
+def _distributions(noise: Noise, answers: dict[tuple[str, int], np.ndarray]) -> list[Measurement]:
+    """How the largest error of an image's logits is spread over the images, for each runtime against float64."""
+    runs = {f"onnxruntime_{level}": [a for (at, _), a in answers.items() if at == level] for level in LEVELS}
+    runs["torch_float32"] = [noise.single_RNK[0]]
+    spread = {
+        name: np.concatenate([np.abs(a - noise.double_NK).max(1) for a in found]) for name, found in runs.items() if found
+    }
+    return [
+        Measurement(f"error.{name}.{quantile}", float(np.quantile(errors, q)), "logits", n=len(errors))
+        for name, errors in spread.items()
+        for quantile, q in QUANTILES.items()
+    ]
 
 
 def _quantile(ratios: dict[tuple[str, int], np.ndarray], quantile: float) -> float:

@@ -21,8 +21,9 @@ def worse_slices(
 ) -> tuple[list[Measurement], list[dict[str, Any]]]:
     """`worse_slices` counts slices on which the new model is shown to err more often; `untested_slices` those too small.
 
-    A slice is worse when McNemar's exact one-sided test, corrected over the tested slices, gives p <= 0.05. The second
-    result lists every slice with its counts and p-values.
+    Where there are slices but none is large enough, the first has no value, and a limit on it is undecided. A slice is worse
+    when McNemar's exact one-sided test, corrected over the tested slices, gives p <= 0.05. The second result lists every
+    slice with its counts and p-values.
     """
     tested = {name: flips for name, flips in slices.items() if len(flips) >= min_samples}
     raw = {name: worse_p(flips.num_negative, flips.num_positive) for name, flips in tested.items()}
@@ -39,9 +40,10 @@ def worse_slices(
         }
         for name, flips in slices.items()
     ]
-    num_worse = sum(entry["result"] == "worse" for entry in listed)
+    unseen = bool(slices) and not tested  # a group that is too small to test is not a group that was not harmed
+    num_worse = None if unseen else float(sum(entry["result"] == "worse" for entry in listed))
     return [
-        Measurement("worse_slices", float(num_worse), unit="slices", n=len(tested)),
+        Measurement("worse_slices", num_worse, unit="slices", n=len(tested)),
         Measurement("untested_slices", float(len(slices) - len(tested)), unit="slices", n=len(slices)),
     ], listed
 

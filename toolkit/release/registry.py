@@ -38,6 +38,9 @@ def require_passed(store: Store, bundle: Bundle, *, alias: str, required: Sequen
         if report.verdict == "undecided":
             raise Undecided(f"{refused} could not decide. {reasons(report, passed=None)}")
         _require_current_baseline(store, report, bundle=bundle, alias=alias)
+        split = report.details.get("data", {}).get("split", "test")
+        if split != "test":
+            raise CheckFailed(f"{refused} was made on the {split} split, which the model has seen. Run it on split=test.")
 
 
 def reasons(report: Report, *, passed: bool | None) -> str:

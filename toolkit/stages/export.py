@@ -23,6 +23,8 @@ from toolkit.models import Deployed, pixel_contract, restore
 MAX_PARITY_IMAGES = 60  # with the 4 edge inputs two full batches of 32
 MIB = 2**20
 
+DECIDING = ("torch", "onnx", "onnxruntime")  # another version of these is another graph or another parity
+
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +43,11 @@ def export(
     recipe = {"opset": opset, "limits": limits, "num_golden": num_golden}
     made = lineage("export", parents=(bundle.digest,), data_fingerprint=data.fingerprint(), recipe=recipe)
     found = store.find(
-        stage=made.stage, parents=made.parents, recipe=recipe_yaml(recipe), data_fingerprint=made.data_fingerprint
+        stage=made.stage,
+        parents=made.parents,
+        recipe=recipe_yaml(recipe),
+        data_fingerprint=made.data_fingerprint,
+        packages=DECIDING,
     )
     if found is not None and "parity" in store.reports(found.digest):
         log.info("Found bundle %s, exported before from the same bundle with the same settings.", found.short)
