@@ -5,7 +5,6 @@ published. A bundle whose report is missing was cut off in between; it is made a
 """
 
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from toolkit.models import Deployed, restore
 from toolkit.pruning import Criterion, PruneOptions, Target, compose_plans, prune_net, reestimate_batchnorm
 from toolkit.pruning.criteria.taylor import Taylor
 from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit, full
-from toolkit.training.fit import LoggerMaker
 from toolkit.training.metrics import scores
 
 log = logging.getLogger(__name__)
@@ -34,7 +32,6 @@ class Recovery:
         default_factory=lambda: FitOptions(batch_size=32, augment=AugmentSpec(), distillation=Distillation())
     )
     trainer: TrainerSpec = field(default_factory=TrainerSpec)
-    logger: Mapping[str, LoggerMaker] | Sequence[LoggerMaker] = ()
 
 
 def prune(
@@ -131,7 +128,6 @@ def _recover(
     resume: bool,
 ) -> FitResult:
     """Train `net` back in place."""
-    loggers = recovery.logger.values() if isinstance(recovery.logger, Mapping) else recovery.logger
     return fit(
         net,
         train=train,
@@ -143,7 +139,6 @@ def _recover(
         run_dir=run_dir,
         resume=resume,
         teacher=teacher,
-        loggers=list(loggers),
     )
 
 
