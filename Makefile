@@ -14,10 +14,10 @@ demo: $(STAMP) ## the whole upgrade on real images, ending with the verdict and 
 	$(BIN)/toolkit upgrade experiment=elpv
 
 test: $(STAMP) ## the test suite (everything but the tests that need a GPU)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu"
 
 test-fast: $(STAMP) ## the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not slow"
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
