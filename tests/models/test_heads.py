@@ -48,7 +48,7 @@ def on_meta(key: str) -> nn.Module:
         return build(Architecture(key))
 
 
-def check(net: nn.Module) -> None:
+def check_stages_and_head(net: nn.Module) -> None:
     modes = [module.training for module in net.modules()]
     stages = stage_names(net)
     owners = [sum(_holds(entry, name) for stage in stages for entry in stage) for name, _ in net.named_parameters()]
@@ -68,19 +68,19 @@ def _holds(entry: str, name: str) -> bool:
 
 @pytest.mark.parametrize("name", FAST)
 def test_a_head_is_replaced_and_stages_cover_all_parameters(name: str) -> None:
-    check(on_meta(f"torchvision/{name}"))
+    check_stages_and_head(on_meta(f"torchvision/{name}"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_torchvision_family(name: str) -> None:
-    check(on_meta(f"torchvision/{name}"))
+    check_stages_and_head(on_meta(f"torchvision/{name}"))
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
 def test_timm_models(name: str) -> None:
     pytest.importorskip("timm")
-    check(on_meta(f"timm/{name}"))
+    check_stages_and_head(on_meta(f"timm/{name}"))
 
 
 def test_resnet_stages_are_its_layers() -> None:

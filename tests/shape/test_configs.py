@@ -52,7 +52,7 @@ EXPERIMENTS = [
 ]
 
 
-def check(stage: str, config: DictConfig) -> None:
+def check_config(stage: str, config: DictConfig) -> None:
     """Every target exists, every key is a parameter, every plain value has the annotated type: what runs first in a run."""
     assert checking.target(config).__name__ == stage
     config.pop("plugins", None)
@@ -64,17 +64,17 @@ def check(stage: str, config: DictConfig) -> None:
 
 @pytest.mark.parametrize("stage", stage_names())
 def test_each_stage_composes_and_its_keys_are_its_parameters(stage: str) -> None:
-    check(stage, composed(stage, []))
+    check_config(stage, composed(stage, []))
 
 
 @pytest.mark.parametrize(("stage", "override"), CASES)
 def test_each_stage_composes_with_each_option(stage: str, override: str) -> None:
-    check(stage, composed(stage, [override]))
+    check_config(stage, composed(stage, [override]))
 
 
 @pytest.mark.parametrize(("experiment", "stage"), EXPERIMENTS)
 def test_each_experiment_composes(experiment: str, stage: str) -> None:
-    check(stage, composed(stage, [f"experiment={experiment}"]))
+    check_config(stage, composed(stage, [f"experiment={experiment}"]))
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g) if (g, o) not in NEEDS_A_PLACE])

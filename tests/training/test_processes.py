@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from toolkit.training import processes
+
 SCRIPT = """
 import os
 import sys
@@ -65,3 +67,16 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     for first, second in zip(one["history"], two["history"], strict=True):
         for key in set(first) - {"seconds"}:
             assert first[key] == pytest.approx(second[key], rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"), [({}, True), ({"LOCAL_RANK": "1"}, False), ({"RANK": "2", "LOCAL_RANK": "0"}, False)]
+)
+def test_only_the_first_process_speaks_before_they_have_met(
+    variables: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes.is_first() is first

@@ -89,7 +89,7 @@ def fit(
         identity = _identity(net, task, schedule)
         state = _open_run(run_dir, identity, checkpoints) if resume else _start_run(run_dir, identity, checkpoints)
         torch.manual_seed(options.seed)
-        with Progress(options.monitor, quiet=processes.rank() > 0) as progress, _layout(net, trainer):
+        with Progress(options.monitor, quiet=not processes.is_first()) as progress, _layout(net, trainer):
             head = net.get_submodule(find_head(net))
             around = Surroundings(trainer, stage_names(net), head, checkpoints, signals, progress)
             learner = Learner(net, task=task, schedule=schedule, around=around, state=state)

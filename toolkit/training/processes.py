@@ -1,5 +1,6 @@
 """Sums over the processes of a data-parallel fit; with one process, nothing happens."""
 
+import os
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,6 +17,11 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: the launcher's variables tell before the processes have met."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 @torch.no_grad()
