@@ -3,10 +3,11 @@
 from toolkit.bundle.lineage import lineage, recipe_yaml
 from toolkit.bundle.manifest import Architecture, Contract, Lineage, Manifest, Plan, Preprocessing, TensorSpec
 from toolkit.bundle.report import Limit, Measurement, Report, environment, verdict_of
-from toolkit.bundle.store import GOLDEN, ONNX, WEIGHTS, Bundle, Store
+from toolkit.bundle.store import GOLDEN, GRAPHS, ONNX, WEIGHTS, Bundle, Store
 
 __all__ = [
     "GOLDEN",
+    "GRAPHS",
     "ONNX",
     "WEIGHTS",
     "Architecture",

@@ -34,6 +34,7 @@ from toolkit.errors import InputRefused, UsageError, unknown_name
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 ONNX = "model.onnx"
+GRAPHS = {"fp32": ONNX, "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}  # by precision
 GOLDEN = "golden.safetensors"
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
