@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -58,7 +59,7 @@ def evaluating(net: nn.Module):
     torch.backends.mha.set_fastpath_enabled(False)  # a fused attention block would hide its linear layers
     try:
         net.eval()
-        with torch.no_grad():
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # as would a fused attention kernel, chosen by the processor
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
