@@ -2,7 +2,9 @@
 
 import json
 import os
-import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,22 +94,34 @@ def test_the_same_training_is_done_once(parent: Bundle, store: Store, data: Imag
     assert other.digest != first.digest
 
 
+def in_child(work: str) -> subprocess.Popen[bytes]:
+    """Run `work` in an interpreter of its own that knows the tiny net."""
+    program = f"""
+from tests.stages import test_finetune as here
+from toolkit.cli import main
+here.register("finetune-test/tiny", here.tiny, here.PREPROCESSING)
+{work}
+"""
+    root = str(Path(__file__).parents[2])
+    return subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": root})
+
+
+def part(store: str, parent: str, run_dir: str) -> None:
+    """What the killed process of the next test does: it saves every step."""
+    images = shapes(num_samples=60, size_px=32, num_labels=3)
+    opened = Store(Path(store))
+    tuned(opened.open(parent), opened, images, Path(run_dir), trainer=replace(CPU, checkpoint_every_s=0))
+
+
 def test_a_resumed_run_gives_the_same_bundle(parent: Bundle, store: Store, data: ImageSet, tmp_path: Path) -> None:
     whole = tuned(parent, Store(tmp_path / "other"), data, tmp_path / "whole")
 
-    def work() -> None:
-        tuned(parent, store, data, tmp_path / "part", trainer=replace(CPU, checkpoint_every_s=0))
-
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
+    child = in_child(f"here.part({str(store.root)!r}, {parent.digest!r}, {str(tmp_path / 'part')!r})")
     while not any(path.name >= "00000006" for path in (tmp_path / "part" / "checkpoints").glob("0*.ckpt")):
-        pass
-    os.kill(child, 9)
-    os.waitpid(child, 0)
+        assert child.poll() is None
+        time.sleep(0.002)
+    child.kill()
+    child.wait()
     assert store.digests() == [parent.digest]
     resumed = tuned(parent, store, data, tmp_path / "new", resume=tmp_path / "part")
     assert resumed.digest == whole.digest
@@ -143,19 +157,12 @@ def test_a_terminated_command_exits_143_and_resumes(
     monkeypatch.chdir(tmp_path)
     places = [f"bundle={parent.digest}", f"store={store.root}", "data=shapes", "data.num_samples=60"]
     command = ["finetune", *places, "schedule=linear_probe", "schedule.epochs=200", "trainer=cpu"]
-    child = os.fork()
-    if child == 0:
-        try:
-            main([*command, "trainer.checkpoint_every_s=0", "hydra.run.dir=first"])
-        except SystemExit as stopped:
-            os._exit(int(stopped.code or 0))
-        finally:
-            os._exit(99)
+    child = in_child(f"main({[*command, 'trainer.checkpoint_every_s=0', 'hydra.run.dir=first']})")
     while not list((tmp_path / "first" / "checkpoints").glob("0*.ckpt")):
-        pass
-    os.kill(child, signal.SIGTERM)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 143
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.terminate()
+    assert child.wait(60) == 143
     assert store.digests() == [parent.digest]
     with pytest.raises(SystemExit) as stopped:
         main([*command, "resume=first", "hydra.run.dir=second"])

@@ -1,7 +1,9 @@
 """A toy that trains in a second: three classes told apart by which colour channel is bright."""
 
 import functools
-import os
+import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,30 +92,40 @@ def run(train: Pixels, val: Pixels, tmp_path: Path) -> Fit:
     return fitted
 
 
-def in_child(work: Callable[[], object], *, number: int, when: Callable[[], bool], timeout_s: float = 60) -> int:
-    """Do `work` in a forked process, send it the signal `number` as soon as `when()` holds; its wait status.
+def in_child(
+    settings: dict, *, folder: Path, number: int, when: Callable[[], bool], timeout_s: float = 120, **changes: object
+) -> int:
+    """Train the toy by `settings` in a process of its own, send it the signal `number` as soon as `when()` holds; its code.
 
-    The child ends as a Python process does: with the code of a SystemExit, 130 after KeyboardInterrupt.
+    A fresh interpreter, not a fork: a fork of a process that already runs torch's threads may wait for them for ever.
     """
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        except KeyboardInterrupt:
-            code = 130
-        finally:
-            os._exit(code)
+    (folder / "settings.pkl").write_bytes(pickle.dumps(settings | changes))
+    child = subprocess.Popen([sys.executable, "-c", f"{CHILD}\ntrain({str(folder)!r})"], cwd=Path(__file__).parents[2])
     end_s = time.monotonic() + timeout_s
-    while not when() and time.monotonic() < end_s:
-        time.sleep(0.002)
-    os.kill(child, number)
-    _, status = os.waitpid(child, 0)
-    assert time.monotonic() < end_s, "the child never came so far"
-    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+    try:
+        while not when():
+            assert child.poll() is None, f"the child ended by itself with {child.returncode}"
+            assert time.monotonic() < end_s, "the child never came so far"
+            time.sleep(0.002)
+        child.send_signal(number)
+        return child.wait(timeout_s)
+    finally:
+        child.kill()
+
+
+CHILD = """
+import pickle, sys
+from pathlib import Path
+from tests.training.conftest import PREPROCESSING, make_net, make_pixels
+from toolkit.training import fit
+
+def train(folder):
+    settings = pickle.loads(Path(folder, "settings.pkl").read_bytes())
+    try:
+        fit(make_net(), train=make_pixels(100), val=make_pixels(60, seed=1), preprocessing=PREPROCESSING, **settings)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
 
 
 class Toy:

@@ -59,7 +59,9 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     settings = {"schedule": schedule, "options": options, "run_dir": tmp_path / "run"}
 
     ended = toy.in_child(
-        lambda: run(toy.net(), **settings, trainer=EVERY_STEP),
+        settings,
+        trainer=EVERY_STEP,
+        folder=tmp_path,
         number=number,
         when=lambda: serial(tmp_path / "run") >= checkpoints_before,
     )
@@ -82,7 +84,7 @@ def test_a_signal_without_a_checkpoint_before_it_saves_one(toy: Any, run: Any, e
     settings = {"schedule": schedule, "options": options, "run_dir": tmp_path / "run"}
     never = TrainerSpec(accelerator="cpu", checkpoint_every_s=1e6)
     started = tmp_path / "run" / "run.json"
-    assert toy.in_child(lambda: run(toy.net(), **settings, trainer=never), number=signal.SIGTERM, when=started.exists) == 143
+    assert toy.in_child(settings, trainer=never, folder=tmp_path, number=signal.SIGTERM, when=started.exists) == 143
     assert serial(tmp_path / "run") >= 0
 
 
@@ -92,7 +94,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     schedule, options = everything
     settings = {"schedule": schedule, "options": options, "run_dir": tmp_path / "run"}
     when = lambda: serial(tmp_path / "run") >= 25  # noqa: E731
-    toy.in_child(lambda: run(toy.net(), **settings, trainer=EVERY_STEP), number=signal.SIGKILL, when=when)
+    toy.in_child(settings, trainer=EVERY_STEP, folder=tmp_path, number=signal.SIGKILL, when=when)
     newest = max((tmp_path / "run" / "checkpoints").glob("0*.ckpt"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
