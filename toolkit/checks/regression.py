@@ -6,6 +6,7 @@ faithfully must not pass on the strength of another one's numbers.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,16 @@ from toolkit.checks.evaluate import STATISTICS, curves, describe_data, predict_b
 from toolkit.checks.flips import Flips, flip_measurements, list_flips
 from toolkit.checks.intervals import accuracy_difference_interval
 from toolkit.checks.metrics import Predictions
+from toolkit.checks.operating_point import Service, operating_point
 from toolkit.checks.regression_contract import contract_differences, contract_measurements
 from toolkit.checks.regression_cost import cost_measurements
-from toolkit.checks.regression_limits import GateLimits, judge
+from toolkit.checks.regression_limits import GateLimits, Rule, judge
 from toolkit.checks.regression_slices import worse_slices
 from toolkit.data import ImageSet, Pixels, load_pixels
 from toolkit.errors import UsageError
+
+PINNED = "pinned_negative_flips"
+CHOICE = "val"
 
 
 def regression(
@@ -33,12 +38,15 @@ def regression(
     split: str = "test",
     seed: int = 0,
     latency_rounds: int = 100,
+    service: Service | None = None,
 ) -> Report:
     """The report `gate` over (candidate, baseline) on one split of `images`, held against `limits`.
 
-    `parity` is the candidate's stored parity report; without it parity is undecided. Raises `InputRefused` when a bundle's
-    label set is not the data's, `UsageError` for limits that name what was not measured.
+    `parity` is the candidate's stored parity report; without it parity is undecided. `service` says how the baseline is used:
+    its threshold is carried over to the candidate, and no answer on a pinned image may get worse. Raises `InputRefused` when
+    a bundle's label set is not the data's, `UsageError` for limits that name what was not measured.
     """
+    service = service or Service()
     if latency_rounds < 10:
         raise UsageError(f"latency_rounds is {latency_rounds}; take at least 10, a median of fewer says little")
     pixels = _paired_pixels(images.split(split), baseline, candidate)
@@ -58,6 +66,12 @@ def regression(
         Measurement("parity.passed", _parity_value(parity)),
         *cost_measurements(baseline, candidate, first, rounds=latency_rounds, seed=seed),
     ]
+    pinned, limits = _pinned(flips, service.pinned_keys(shared.keys), shared.keys, limits)
+    measurements += pinned
+    acted: dict[str, Any] = {}
+    if service.label is not None:
+        found, acted = _operating_point(service, baseline, candidate, images, split=split, models=models, seed=seed)
+        measurements += found
     judged, explanations = judge(measurements, limits)
     details = {
         "data": describe_data(images, split, len(shared)),
@@ -66,11 +80,48 @@ def regression(
         "limits": explanations,
         "slices": slice_results,
         "contract": [dataclasses.asdict(d) for d in contract_differences(baseline.manifest, candidate.manifest)],
+        "operating_point": acted,
         "flips": list_flips(flips, keys=shared.keys, slices=shared.slices, labels=shared.labels),
         "curves": {side: curves(predictions) for side, predictions in models.items()},
     }
     subjects = (candidate.digest, baseline.digest)
     return Report("gate", subjects, verdict_of(judged), tuple(judged), details, environment())
+
+
+def _pinned(
+    flips: Flips, pinned: frozenset[str], keys: tuple[str, ...], limits: GateLimits
+) -> tuple[list[Measurement], GateLimits]:
+    """The negative flips on pinned images; none is allowed unless the limits say otherwise."""
+    if not pinned:
+        return [], limits
+    chosen_N = np.array([key in pinned for key in keys])
+    count = int((flips.negative_N & chosen_N).sum())
+    if PINNED not in [rule.subject for rule in limits.rules.values()]:
+        rule = Rule(PINNED, "==", 0, reason="Pinned images are those whose answers must not get worse.")
+        limits = GateLimits({**limits.rules, "pinned": rule})
+    return [Measurement(PINNED, count, unit="images", n=int(chosen_N.sum()))], limits
+
+
+def _operating_point(
+    service: Service,
+    baseline: Bundle,
+    candidate: Bundle,
+    images: ImageSet,
+    *,
+    split: str,
+    models: Mapping[str, Predictions],
+    seed: int,
+) -> tuple[list[Measurement], dict[str, Any]]:
+    if split == CHOICE:
+        raise UsageError(f"service.label: the candidate's threshold is chosen on the {CHOICE} split; judge it on another one.")
+    if not len(images.split(CHOICE)):
+        raise UsageError(f"service.label: {images.name} has no {CHOICE} split to choose the candidate's threshold on.")
+    pixels = _paired_pixels(images.split(CHOICE), baseline, candidate)
+    seen = {
+        "baseline": predict_bundle(baseline, pixels["baseline"]),
+        "candidate": predict_bundle(candidate, pixels["candidate"]),
+    }
+    return operating_point(service, images.labels, seen, dict(models), seed=seed)
 
 
 def _paired_pixels(images: ImageSet, baseline: Bundle, candidate: Bundle) -> dict[str, Pixels]:

@@ -66,7 +66,7 @@ def render_page(
 def _comparison(gate: Report, images: ImageSet | None) -> dict[str, Any]:
     """What the page shows of old against new."""
     found = rows(gate)
-    quality = [row for row in found if row.metric not in COSTS]
+    quality = [row for row in found if row.metric not in COSTS and not row.metric.startswith("alert_")]
     overall = [row for row in quality if not row.scope]
     scoped = [row for row in quality if row.scope.startswith("slice=")]
     flips = gate.details.get("flips", [])
@@ -77,6 +77,9 @@ def _comparison(gate: Report, images: ImageSet | None) -> dict[str, Any]:
         "overall": overall,
         "by_slice": {scope: [r for r in scoped if r.scope == scope] for scope in dict.fromkeys(r.scope for r in scoped)},
         "by_label": [row for row in quality if row.scope.startswith("label=")],
+        "alerts": [row for row in found if row.metric.startswith("alert_")],
+        "alert_flips": next((m for m in gate.measurements if m.name == "alert_negative_flip_rate"), None),
+        "operating_point": gate.details.get("operating_point", {}),
         "costs": [row for row in found if row.metric in COSTS],
         "flip_rates": _flip_rates(gate),
         "flip_rest": [m for m in gate.measurements if quantities.parse(m.name).metric in FLIP_REST],

@@ -28,6 +28,12 @@ TITLES = {
     "mcnemar_p": "McNemar p-value",
     "worse_slices": "Slices shown to be worse",
     "untested_slices": "Slices too small to test",
+    "pinned_negative_flips": "Negative flips on pinned images",
+    "alert_threshold": "Threshold of the service",
+    "alert_recall": "Recall at the threshold",
+    "alert_precision": "Precision at the threshold",
+    "alert_rate": "Images acted on",
+    "alert_negative_flip_rate": "Negative flips of the action",
     "churn": "Changed answers",
     "excess_churn": "Changed answers beyond need",
     "latency_median": "Latency, median",
@@ -55,8 +61,16 @@ TITLES = {
     "contract.breaking": "Breaking contract changes",
     "contract.compatible": "Compatible contract changes",
 }
-SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "precision"}
-SHARES = {"negative_flip_rate", "positive_flip_rate", "churn", "excess_churn", "top1_agreement"}
+SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "precision", "alert_recall", "alert_precision"}
+SHARES = {
+    "alert_rate",
+    "alert_negative_flip_rate",
+    "negative_flip_rate",
+    "positive_flip_rate",
+    "churn",
+    "excess_churn",
+    "top1_agreement",
+}
 FLAGS = {"parity.passed": ("failed", "passed"), "contract.labels_identical": ("no", "yes"), "finite": ("no", "yes")}
 LOWER_IS_BETTER = {"nll", "brier", "ece", "latency_median", "latency_p95", "macs", "parameters", "size", "weights_size", "loss"}
 VERDICTS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}

@@ -3,6 +3,7 @@
 import logging
 
 from toolkit.bundle import Bundle, Report, Store
+from toolkit.checks.operating_point import Service
 from toolkit.checks.regression import regression
 from toolkit.checks.regression_limits import GateLimits
 from toolkit.data import ImageSet
@@ -20,10 +21,14 @@ def gate(
     split: str = "test",
     seed: int = 0,
     latency_rounds: int = 100,
+    service: Service | None = None,
 ) -> Report:
     """Decide whether a bundle may replace the one in service: quality, flips, contract, parity, cost.
 
-    Both answer the same images, each through its own preprocessing. The report `gate`, with every limit and its reason, is
+    Both answer the same images, each through its own preprocessing. Where the service acts on a threshold
+    (service.label=<class> service.threshold=<probability>), the candidate gets its own, chosen on the validation split so that
+    service.keep (recall, precision or alert_rate) stays. No answer may get worse on the images that the file service.pinned
+    lists by key. The report `gate`, with every limit and its reason, is
     kept beside the candidate; the exit code is its verdict (0 pass, 1 fail, 5 undecided).
     """
     log.info("Gate: candidate %s against baseline %s on %s (%s).", bundle.short, baseline.short, data.name, split)
@@ -36,6 +41,7 @@ def gate(
         split=split,
         seed=seed,
         latency_rounds=latency_rounds,
+        service=service,
     )
     path = store.add_report(report)
     log.info("Gate report: %s", path)
