@@ -1,7 +1,7 @@
 """Registry keys become modules here: building, heads, stages, restoring a bundle, and the deployed form of a model."""
 
 from toolkit.models.deployed import Deployed, pixel_contract
-from toolkit.models.heads import find_head, replace_head, replace_head_by_label
+from toolkit.models.heads import find_head, replace_head, replace_head_by_label, scale_head
 from toolkit.models.registry import build, default_preprocessing, register, training_only
 from toolkit.models.restoring import restore
 from toolkit.models.stage_groups import stage_names
@@ -17,6 +17,7 @@ __all__ = [
     "replace_head",
     "replace_head_by_label",
     "restore",
+    "scale_head",
     "stage_names",
     "teacher_for",
     "teaching_facts",

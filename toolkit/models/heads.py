@@ -78,6 +78,16 @@ def replace_head_by_label(
     return carried
 
 
+def scale_head(net: nn.Module, factor: float) -> None:
+    """Multiply the logits of `net` by `factor`, in place, by its head's weights and bias. Raises what `find_head` raises."""
+    head = net.get_submodule(find_head(net))
+    assert isinstance(head, KINDS)
+    with torch.no_grad():
+        head.weight.mul_(factor)
+        if head.bias is not None:
+            head.bias.mul_(factor)
+
+
 def _head(net: nn.Module) -> tuple[str, bool]:
     """The head's name, and whether the network could be run to find it."""
     candidates = [name for name, module in net.named_modules() if _is_candidate(module)]

@@ -11,6 +11,7 @@ STAGES = {
     "adopt": "Adopted a network",
     "finetune": "Fine-tuned",
     "prune": "Pruned and recovered",
+    "calibrate": "Calibrated",
     "export": "Exported to ONNX",
 }
 

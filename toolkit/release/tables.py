@@ -23,7 +23,7 @@ from toolkit.release.quantities import (
 
 STYLES = {"pass": "green", "fail": "bold red", "undecided": "yellow", "better": "green", "worse": "red", "same": "dim"}
 MARKS = {"pass": "✓", "fail": "✗", "undecided": "?"}
-TITLES = {"gate": "Gate", "parity": "Parity", "pruning": "Pruning", "evaluate": "Evaluation"}
+TITLES = {"gate": "Gate", "parity": "Parity", "pruning": "Pruning", "evaluate": "Evaluation", "calibration": "Calibration"}
 MAX_REST = 40
 PLAIN_WIDTH = 116
 

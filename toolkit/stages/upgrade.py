@@ -1,8 +1,9 @@
 """The whole upgrade from one config: from the model in service to its successor's verdict.
 
 The steps are the other stages, given as partial functions, so each can be set here exactly as it is alone and a step that
-was done before is found in the store instead of being done again. Pruning may be left out (`prune: null`). A candidate
-that does not pass the gate is not released; its report page is written all the same, because a refusal needs reasons too.
+was done before is found in the store instead of being done again. Pruning and calibration may be left out (`prune: null`,
+`calibrate: null`). A candidate that does not pass the gate is not released; its report page is written all the same, because
+a refusal needs reasons too.
 """
 
 import time
@@ -30,6 +31,7 @@ class Steps:
     gate: Callable[..., Report]
     release: Callable[..., Bundle]
     prune: Callable[..., Bundle] | None = None
+    calibrate: Callable[..., Bundle] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def upgrade(
     predecessor: Predecessor | None = None,
     resume: Path | None = None,
 ) -> Report:
-    """Run the whole upgrade: new backbone, fine-tune, prune, export, gate against the model in service, release.
+    """Run the whole upgrade: new backbone, fine-tune, prune, calibrate, export, gate against the model in service, release.
 
     `alias` names the model in service. With `predecessor`, that model is made and put into service first (for
     demonstrations and trials). The report page and the model card are written to `output`. `resume` is the run directory of
@@ -60,7 +62,7 @@ def upgrade(
     report; its `details.files` lists what was written. Raises what the stages raise.
     """
     console = open_console()
-    story = _Story(console, total=7 + (steps.prune is not None))
+    story = _Story(console, total=7 + sum(step is not None for step in (steps.prune, steps.calibrate)))
     story.tell("The model in service")
     places = _Places(run_dir, resume)
     baseline = _baseline(alias, store=store, steps=steps, predecessor=predecessor, places=places)
@@ -75,6 +77,10 @@ def upgrade(
         story.tell("Prune it and recover")
         candidate = steps.prune(candidate, store=store, data=data, **places.of("prune"))
         show_report(store.reports(candidate.digest)["pruning"], console)
+    if steps.calibrate is not None:
+        story.tell("Calibrate its confidences")
+        candidate = steps.calibrate(candidate, store=store, data=data)
+        show_report(store.reports(candidate.digest)["calibration"], console)
     story.tell("Export to ONNX and check parity")
     candidate = steps.export(candidate, store=store, data=data)
     show_report(store.reports(candidate.digest)["parity"], console)
