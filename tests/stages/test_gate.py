@@ -7,7 +7,9 @@ import pytest
 from tests.checks.planted import images, stored, trained
 from toolkit.bundle import Limit, Measurement, Report, Store
 from toolkit.checks.regression_limits import GateLimits, Rule
+from toolkit.cli import main
 from toolkit.errors import InputRefused, UsageError
+from toolkit.stages.diff import diff
 from toolkit.stages.evaluate import evaluate
 from toolkit.stages.gate import gate
 from toolkit.stages.log import log
@@ -72,3 +74,37 @@ def test_rollback_returns_to_the_bundle_before_and_never_to_a_damaged_one(store:
     assert rollback("production", store=store).digest == old.digest
     with pytest.raises(UsageError, match="no earlier bundle"):
         rollback("production", store=store)
+
+
+def test_diff_shows_the_gate_between_two_bundles_else_their_evaluations(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    old = stored(store, trained(num_epochs=3, seed=1), graph=tmp_path / "old.onnx")
+    new = stored(store, trained(num_epochs=8, size_px=64), size_px=64, graph=tmp_path / "new.onnx")
+    store.aliases.promote("production", old.digest)
+    main_without_exit(["diff", "production", new.digest, f"store={store.root}"])
+    out = capsys.readouterr().out
+    assert "toolkit gate" in out
+    assert "64×64 px" in out
+    assert "compatible" in out
+
+    figures = [evaluate(bundle, store=store, data=images()).value("accuracy") or 0 for bundle in (old, new)]
+    diff(old, new=new, store=store)
+    out = capsys.readouterr().out
+    assert f"{100 * (figures[1] - figures[0]):+.1f} pp".replace("-", "−") in out
+    assert "not paired" in out
+
+    gate(new, store=store, baseline=old, data=images(), limits=LIMITS, latency_rounds=10)
+    diff(old, new=new, store=store)
+    out = capsys.readouterr().out
+    assert "Verdict" in out
+    assert "not paired" not in out
+    diff(new, new=new, store=store)
+    assert "identical" in capsys.readouterr().out
+
+
+def main_without_exit(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0

@@ -9,6 +9,7 @@ Configs are the user's own and may name code; a bundle never may, so nothing rea
 import ast
 import importlib
 import inspect
+import itertools
 import os
 import pkgutil
 import sys
@@ -36,7 +37,7 @@ from toolkit.cli.checking import check, refuse_missing, target
 from toolkit.errors import EnvironmentProblem, ToolkitError, UsageError, unknown_name
 
 ALLOWED_TARGETS = ("toolkit.", "torch.", "torchvision.", "lightning.")
-POSITIONAL = {"show": "reference", "log": "reference", "rollback": "alias"}
+POSITIONAL = {"show": ("reference",), "log": ("reference",), "rollback": ("alias",), "diff": ("old", "new")}
 VERDICT_EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 5}
 INTERNAL_ERROR = 70
 GRAVITY = (0, 5, 1, 2, 4, 3, INTERNAL_ERROR, 130, 143)
@@ -219,10 +220,10 @@ def _escaped(text: str) -> str:
 def _name_positionals(stage: str, arguments: list[str]) -> list[str]:
     """`toolkit show production` means `toolkit show reference=production`."""
     stage_function(stage)
-    named = POSITIONAL.get(stage)
-    if named is None or not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
-        return arguments
-    return [f"{named}={arguments[0]}", *arguments[1:]]
+    names = POSITIONAL.get(stage, ())
+    plain = list(itertools.takewhile(lambda argument: "=" not in argument and not argument.startswith("-"), arguments))
+    named = [f"{name}={value}" for name, value in zip(names, plain, strict=False)]
+    return [*named, *arguments[len(named) :]]
 
 
 def _describe_on_help(stage: str, arguments: list[str]) -> None:
