@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.bundle import Bundle, Measurement, Report, environment, verdict_of
+from toolkit.checks.attribution import explain
 from toolkit.checks.evaluate import STATISTICS, curves, describe_data, predict_bundle, quality
 from toolkit.checks.flips import Flips, flip_measurements, list_flips
 from toolkit.checks.intervals import accuracy_difference_interval
@@ -67,11 +68,10 @@ def regression(
         *cost_measurements(baseline, candidate, first, rounds=latency_rounds, seed=seed),
     ]
     pinned, limits = _pinned(flips, service.pinned_keys(shared.keys), shared.keys, limits)
-    measurements += pinned
-    acted: dict[str, Any] = {}
-    if service.label is not None:
-        found, acted = _operating_point(service, baseline, candidate, images, split=split, models=models, seed=seed)
-        measurements += found
+    alerts, acted = _operating_point(service, baseline, candidate, images, split=split, models=models, seed=seed)
+    measurements += [*pinned, *alerts]
+    looked, attributions = explain({"baseline": baseline, "candidate": candidate}, pixels, flips, seed=seed)
+    measurements += looked
     judged, explanations = judge(measurements, limits)
     details = {
         "data": describe_data(images, split, len(shared)),
@@ -81,6 +81,7 @@ def regression(
         "slices": slice_results,
         "contract": [dataclasses.asdict(d) for d in contract_differences(baseline.manifest, candidate.manifest)],
         "operating_point": acted,
+        "attributions": attributions,
         "flips": list_flips(flips, keys=shared.keys, slices=shared.slices, labels=shared.labels),
         "curves": {side: curves(predictions) for side, predictions in models.items()},
     }
@@ -112,6 +113,8 @@ def _operating_point(
     models: Mapping[str, Predictions],
     seed: int,
 ) -> tuple[list[Measurement], dict[str, Any]]:
+    if service.label is None:
+        return [], {}
     if split == CHOICE:
         raise UsageError(f"service.label: the candidate's threshold is chosen on the {CHOICE} split; judge it on another one.")
     if not len(images.split(CHOICE)):

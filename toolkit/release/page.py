@@ -13,6 +13,7 @@ import jinja2
 from toolkit.bundle import Bundle, Report, Store
 from toolkit.data import ImageSet
 from toolkit.release import quantities
+from toolkit.release.page_attribution import overlays
 from toolkit.release.page_figures import (
     NEW,
     OLD,
@@ -59,6 +60,7 @@ def render_page(
         "environment": _environment(gate, reports),
         "q": quantities,
         **(_comparison(gate, images) if gate else {}),
+        "looks": _looks(gate, bundle, baseline, images) if gate and baseline else [],
     }
     return _environment_of_templates().get_template("page.html.j2").render(context)
 
@@ -85,10 +87,18 @@ def _comparison(gate: Report, images: ImageSet | None) -> dict[str, Any]:
         "flip_rest": [m for m in gate.measurements if quantities.parse(m.name).metric in FLIP_REST],
         "flip_counts": counts,
         "gallery": gallery(flips, images),
+        "attributions": gate.details.get("attributions", {}),
+        "alike": [m for m in gate.measurements if m.name.startswith("attribution_agreement")],
         "contract": gate.details.get("contract", []),
         "statistics": gate.details.get("statistics", {}),
         "figures": _figures(gate, [row for row in overall + scoped if row.metric in SCORES]),
     }
+
+
+def _looks(gate: Report, bundle: Bundle, baseline: Bundle, images: ImageSet | None) -> list[dict[str, Any]]:
+    """The pictures of where old and new look."""
+    specs = {"baseline": baseline.manifest.preprocessing, "candidate": bundle.manifest.preprocessing}
+    return overlays(gate.details.get("attributions", {}), images, specs)
 
 
 def _flip_rates(gate: Report) -> list[dict[str, Any]]:
