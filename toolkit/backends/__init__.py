@@ -1,5 +1,6 @@
 """How a deployed model is run and written: runners (one file a runtime, `run_<kind>.py`), the ONNX writer, the clock."""
 
+from toolkit.backends.as_module import RunnerModule, as_module
 from toolkit.backends.clock import Latency, measure_latency
 from toolkit.backends.describe import module_path, source_line
 from toolkit.backends.opening import open_runner, runner_kinds
@@ -14,6 +15,8 @@ __all__ = [
     "Latency",
     "OnnxRunner",
     "Runner",
+    "RunnerModule",
+    "as_module",
     "graph_opset",
     "measure_latency",
     "module_path",

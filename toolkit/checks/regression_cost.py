@@ -1,7 +1,8 @@
 """What the two models cost to run: latency side by side, multiply-accumulates, parameters, file size.
 
 Both run in onnxruntime on one thread, because that is where they are served; a bundle that was never exported is written
-to a temporary graph first. The models take turns, and a call that had no core to itself is left out.
+to a temporary graph first, and a TorchScript program runs in torch. The models take turns, and a call that had no core to
+itself is left out.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -21,7 +22,7 @@ from toolkit.backends.graph_cost import graph_macs, graph_parameters
 from toolkit.backends.graph_files import external_location, external_tensors, read_graph
 from toolkit.bundle import ONNX, Bundle, Measurement
 from toolkit.checks.intervals import CONFIDENCE, NUM_RESAMPLES
-from toolkit.models import Deployed, restore
+from toolkit.models import Deployed, restore, torchscript
 from toolkit.models.restoring import GRAPH_ONLY
 from toolkit.pruning import count_macs, count_parameters
 
@@ -47,6 +48,10 @@ def cost_measurements(
     with tempfile.TemporaryDirectory(prefix="toolkit-gate-") as folder:
         runners = {}
         for side, bundle in bundles.items():
+            if bundle.manifest.architecture.key == torchscript.KEY:  # served by torch, as the program it is
+                sizes[side] = bundle.file(torchscript.FILE).stat().st_size / MIB
+                runners[side] = open_runner(bundle, threads=1)
+                continue
             path = onnx_path(bundle, Path(folder) / side)
             sizes[side] = onnx_bytes(path) / MIB
             runners[side] = open_runner(bundle, kind="onnx", threads=1) if bundle.has(ONNX) else OnnxRunner(path, threads=1)
@@ -91,7 +96,8 @@ def _counted(bundle: Bundle, shape: tuple[int, ...]) -> tuple[float | None, floa
                 logger.warning("The %s of bundle %s cannot be counted from its graph and are left out.", name, bundle.short)
         return macs, parameters
     net = restore(bundle)
-    return float(count_macs(net, torch.zeros(1, *shape[1:]))), float(count_parameters(net))  # the shape alone matters
+    num_parameters = count_parameters(net) or None  # those of a frozen TorchScript program cannot be seen
+    return float(count_macs(net, torch.zeros(1, *shape[1:]))), num_parameters  # the shape alone matters
 
 
 @dataclass(eq=False)

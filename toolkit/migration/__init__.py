@@ -8,6 +8,7 @@ from toolkit.migration.onnx_adoption import GraphAdoption, from_graph
 from toolkit.migration.onnx_opset import convert_opset
 from toolkit.migration.reading import Checkpoint, open_checkpoint, read_checkpoint
 from toolkit.migration.sources import Source, find_source
+from toolkit.migration.torchscript_adoption import ProgramAdoption, from_program
 
 __all__ = [
     "Adoption",
@@ -15,6 +16,7 @@ __all__ = [
     "Comparison",
     "GraphAdoption",
     "Matching",
+    "ProgramAdoption",
     "Row",
     "Source",
     "build_legacy",
@@ -24,6 +26,7 @@ __all__ = [
     "find_source",
     "from_checkpoint",
     "from_graph",
+    "from_program",
     "load_matched",
     "match",
     "open_checkpoint",

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from toolkit.errors import EnvironmentProblem, InputRefused, UsageError
 from toolkit.migration.unwrapping import unwrap
+from toolkit.models.torchscript_program import is_program, open_program
 
 SAFETENSORS = ".safetensors"
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", SAFETENSORS)
@@ -60,13 +61,17 @@ def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
 def open_checkpoint(path: Path | str, *, entry: str = "") -> Checkpoint:
     """Read a `.pt`, `.pth`, `.bin`, `.ckpt` or `.safetensors` file; `entry` names the part that holds the weights.
 
+    A TorchScript program is loaded as one (`open_program`) and gives its state dict.
     Without `entry` the part is found; a file with several (`state_dict` and `state_dict_ema`) is refused with their names.
     Raises `UsageError` for a missing file or an unknown entry, `EnvironmentProblem` for one that may not be read, and
     `InputRefused`, naming the file, for one that is damaged, holds code, or holds no weights.
     """
     file = _existing(path)
-    content = _load(file)
+    program = is_program(file)
+    content = _program_weights(file) if program else _load(file)
     tensors, found, notes = unwrap(content, entry=entry, origin=str(file))
+    if program:
+        notes = ("weights taken from a TorchScript program, whose own computation was left behind", *notes)
     odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized]
     if odd:
         raise InputRefused(
@@ -101,7 +106,7 @@ def _load(file: Path) -> Any:
             raise _damaged(file, error) from error
     if file.suffix == SAFETENSORS:
         raise _damaged(file, "it does not begin as a safetensors file does")
-    _refuse_programs(file)
+    _refuse_exported(file)
     try:
         with torch.serialization.safe_globals(PLAIN_TYPES), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on formats; the file is read or refused here
@@ -120,20 +125,25 @@ def _is_safetensors(file: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and length <= file.stat().st_size - 8
 
 
-def _refuse_programs(file: Path) -> None:
-    """Archives that hold a program: TorchScript and exported programs load by other routes, which may run what they hold."""
+def _refuse_exported(file: Path) -> None:
+    """An exported program (.pt2) may run what it holds while it is loaded, even where torch is told to read weights only."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = [name.partition("/")[2] or name for name in archive.namelist()]
     except (zipfile.BadZipFile, OSError, ValueError):
         return
-    if "constants.pkl" in names:
-        raise InputRefused(
-            f"{file} is a TorchScript program, not a checkpoint. Where its model can be built, save the weights alone: "
-            f"torch.save(torch.jit.load('{file.name}').state_dict(), 'weights.pt')."
-        )
     if file.suffix == ".pt2" or "archive_format" in names:
         raise InputRefused(f"{file} is an exported program (.pt2), whose loading can run code. Save the state dict instead.")
+
+
+def _program_weights(file: Path) -> dict[str, Tensor]:
+    weights = open_program(file).state_dict()
+    if not weights:
+        raise InputRefused(
+            f"{file} is a TorchScript program with its weights frozen into it, so no layer's can be told apart. Adopt it as it "
+            "is (architecture=torchscript), or take the checkpoint it was made from."
+        )
+    return dict(weights)
 
 
 def _holds_code(file: Path, name: str) -> InputRefused:

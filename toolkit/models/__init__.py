@@ -3,7 +3,7 @@
 from toolkit.models.deployed import Deployed, pixel_contract
 from toolkit.models.heads import find_head, replace_head, replace_head_by_label, scale_head
 from toolkit.models.registry import build, default_preprocessing, register, training_only
-from toolkit.models.restoring import restore
+from toolkit.models.restoring import require_changeable, require_single, restore
 from toolkit.models.stage_groups import stage_names
 from toolkit.models.teaching import teacher_for, teaching_facts
 
@@ -16,6 +16,8 @@ __all__ = [
     "register",
     "replace_head",
     "replace_head_by_label",
+    "require_changeable",
+    "require_single",
     "restore",
     "scale_head",
     "stage_names",

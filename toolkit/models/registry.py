@@ -17,11 +17,12 @@ from torch import nn
 
 from toolkit.bundle import Architecture, Preprocessing
 from toolkit.errors import EnvironmentProblem, InputRefused, ToolkitError, UsageError, unknown_name
-from toolkit.models import ensemble, timm_models, torchvision_models
+from toolkit.models import ensemble, timm_models, torchscript, torchvision_models
 from toolkit.models.heads import replace_head
 
 ENTRY_POINTS = "toolkit.models"
 LIBRARIES = {"torchvision": torchvision_models, "timm": timm_models}
+TAKEN = (ensemble.KEY, torchscript.KEY, "onnx")  # keys of models that no builder makes
 
 Builder = Callable[..., nn.Module]
 
@@ -45,9 +46,9 @@ def register(key: str, builder: Builder, preprocessing: Preprocessing | None = N
     Raises `UsageError` for a key that is taken or that a library owns.
     """
     library = key.partition("/")[0]
-    if library in LIBRARIES or key in ("", ensemble.KEY):
+    if library in LIBRARIES or key in ("", *TAKEN):
         raise UsageError(
-            f"A model cannot be registered as '{key}': choose a key outside {', '.join(LIBRARIES)}/ and {ensemble.KEY}."
+            f"A model cannot be registered as '{key}': choose a key outside {', '.join(LIBRARIES)}/ and {', '.join(TAKEN)}."
         )
     taken = _registered.get(key)
     if taken is not None and _origin(taken.builder) != _origin(builder):

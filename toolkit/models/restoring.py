@@ -1,16 +1,22 @@
-"""From a bundle back to a module: build, cut by the plan, load the weights strictly. No pickle, no pruning library."""
+"""From a bundle back to a module: build, cut by the plan, load the weights strictly. No pickle, no pruning library.
+
+Two architectures are a model as it was found, with nothing behind it that could be changed: `onnx`, which has no module at all,
+and `torchscript`, whose module runs and no more.
+"""
 
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from toolkit.bundle import Bundle
-from toolkit.errors import InputRefused
+from toolkit.errors import InputRefused, UsageError
+from toolkit.models import ensemble, torchscript
 from toolkit.models.registry import build
 from toolkit.pruning.surgery import apply_plan
 
 MAX_NAMED = 5
 GRAPH_ONLY = "onnx"  # the architecture of a bundle that is a graph of unknown origin, with no module behind it
+AS_FOUND = {GRAPH_ONLY: "an ONNX graph", torchscript.KEY: "a TorchScript program"}
 
 
 def restore(bundle: Bundle) -> nn.Module:
@@ -18,17 +24,40 @@ def restore(bundle: Bundle) -> nn.Module:
 
     Raises `InputRefused`, naming the tensors that are missing, unexpected or of another shape, and what `build` raises.
     """
-    if bundle.manifest.architecture.key == GRAPH_ONLY:
-        raise InputRefused(
-            f"bundle {bundle.short} is an ONNX graph (architecture onnx): there is no torch module to train, prune or export. "
-            "It can be evaluated, compared, released and be a gate's baseline; to change the model, adopt the checkpoint the "
-            "graph was exported from, with its architecture, and keep this bundle as baseline."
-        )
+    key = bundle.manifest.architecture.key
+    if key == GRAPH_ONLY:
+        require_changeable(bundle, "trained, pruned or exported")
+    if key == torchscript.KEY:
+        return torchscript.open_scripted(bundle.file(torchscript.FILE), bundle.manifest.contract)
     net = build(bundle.manifest.architecture)
     if bundle.manifest.plan:
         apply_plan(net, bundle.manifest.plan)
     load_strictly(net, bundle.weights(), origin=f"bundle {bundle.short}")
     return net.eval()
+
+
+def require_changeable(bundle: Bundle, done: str) -> None:
+    """Raise `InputRefused` where `bundle` is a graph or program as it was found, which cannot be `done` (pruned, exported)."""
+    key = bundle.manifest.architecture.key
+    if key not in AS_FOUND:
+        return
+    raise InputRefused(
+        f"bundle {bundle.short} is {AS_FOUND[key]} (architecture {key}): there is no torch module that could be {done}. It can "
+        "be evaluated, compared, released, be a gate's baseline and a student's teacher (toolkit finetune bundle=<student> "
+        f"teacher={bundle.short}); to change the model, adopt the checkpoint it was made from, with its architecture, and keep "
+        "this bundle as baseline."
+    )
+
+
+def require_single(bundle: Bundle, done: str) -> None:
+    """Raise as `require_changeable`, and `UsageError` where `bundle` is an ensemble, whose members are `done` one by one."""
+    require_changeable(bundle, done)
+    if bundle.manifest.architecture.key == ensemble.KEY:
+        members = ", ".join(digest[:12] for digest in bundle.manifest.lineage.parents)
+        raise UsageError(
+            f"bundle {bundle.short} is an ensemble, which is not {done} as a whole. Its members ({members}) can be, "
+            f"or distil it: toolkit finetune bundle=<student> teacher={bundle.short}"
+        )
 
 
 def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:

@@ -22,7 +22,7 @@ class Teacher(nn.Module):
 
     order_K: Tensor
 
-    def __init__(self, deployed: Deployed, *, resize: Resize | None, order: Sequence[int]) -> None:
+    def __init__(self, deployed: nn.Module, *, resize: Resize | None, order: Sequence[int]) -> None:
         super().__init__()
         self.resize = resize or nn.Identity()
         self.deployed = deployed
@@ -34,9 +34,12 @@ class Teacher(nn.Module):
         return self.deployed(self.resize(images_NCHW)).index_select(1, self.order_K)
 
 
-def teacher_for(bundle: Bundle, *, preprocessing: Preprocessing, labels: Sequence[str]) -> Teacher:
+def teacher_for(
+    bundle: Bundle, *, preprocessing: Preprocessing, labels: Sequence[str], deployed: nn.Module | None = None
+) -> Teacher:
     """`bundle` as the teacher of a student with this preprocessing and these labels.
 
+    `deployed` answers for the bundle (its own pixels to its own logits); left out, the bundle's restored module does.
     Labels are matched by name; those the student lacks are left out of the teacher's answer. Raises `UsageError` where the
     teacher lacks a label or takes another colour mode, and what `restore` raises.
     """
@@ -54,7 +57,7 @@ def teacher_for(bundle: Bundle, *, preprocessing: Preprocessing, labels: Sequenc
         )
     same_size = tuple(own.size_px) == tuple(preprocessing.size_px)
     resize = None if same_size else Resize(preprocessing.size_px, own.size_px)
-    return Teacher(Deployed(restore(bundle), own), resize=resize, order=[known.index(label) for label in labels])
+    return Teacher(deployed or Deployed(restore(bundle), own), resize=resize, order=[known.index(label) for label in labels])
 
 
 def teaching_facts(bundle: Bundle, *, preprocessing: Preprocessing, labels: Sequence[str]) -> dict[str, Any]:

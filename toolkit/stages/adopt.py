@@ -17,9 +17,18 @@ from toolkit.bundle import (
     verdict_of,
 )
 from toolkit.errors import InputRefused, UsageError
-from toolkit.migration import Adoption, GraphAdoption, checked_width, from_checkpoint, from_graph, random_weights
+from toolkit.migration import (
+    Adoption,
+    GraphAdoption,
+    ProgramAdoption,
+    checked_width,
+    from_checkpoint,
+    from_graph,
+    from_program,
+    random_weights,
+)
 from toolkit.models import pixel_contract
-from toolkit.models.restoring import GRAPH_ONLY
+from toolkit.models.restoring import AS_FOUND, GRAPH_ONLY
 
 
 def adopt(
@@ -36,15 +45,17 @@ def adopt(
 ) -> Bundle:
     """Bring a model into the store, from a checkpoint of any age or with random weights.
 
-    architecture   torchvision/<name>, timm/<name>, a key that a plugin registered, or onnx: an .onnx file is its own model
+    architecture   torchvision/<name>, timm/<name>, a key that a plugin registered; onnx or torchscript for a graph or program
+                   that is its own model
     checkpoint     a .pt, .pth, .bin, .ckpt or .safetensors file; package:<name> for the one in an installed package;
                    torchvision:<entry> or timm:pretrained to download published weights; nothing for random weights drawn
                    from seed. <file>#<entry> takes one of several sets of weights in a file
     labels         class names in the order of the logits; left empty, the classes are numbered
     preprocessing  overrides of the architecture's own, e.g. {size_px: [112,112]}
-    kwargs         arguments of the architecture's builder, e.g. {drop_rate: 0.2}; of an .onnx file what it does not say of
-                   itself: {input: pixels | normalised, output: logits | probabilities, layout: NCHW | NHWC}
-    legacy         <module>:<callable> that builds the model in its old code; both must give the same logits
+    kwargs         arguments of the architecture's builder, e.g. {drop_rate: 0.2}; of a graph or program what it does not say
+                   of itself: {input: pixels | normalised, output: logits | probabilities, layout: NCHW | NHWC}
+    legacy         the model in its old form, to give the same logits on photographs: <module>:<callable> builds it in its old
+                   code, or a TorchScript or .onnx file of it
     alias          a name for the bundle, e.g. production
 
     The report `adopt` says how each tensor was matched; a checkpoint that does not fit is refused with what is missing,
@@ -54,8 +65,8 @@ def adopt(
         model = torch.load("model.pth", weights_only=False); torch.save(model.state_dict(), "weights.pt")
     """
     spec = _architecture(architecture, kwargs or {}, labels, checkpoint)
-    if architecture == GRAPH_ONLY:
-        return _adopt_graph(
+    if architecture in AS_FOUND:
+        return _adopt_as_found(
             spec, checkpoint, store=store, labels=labels, preprocessing=preprocessing, legacy=legacy, alias=alias
         )
     if checkpoint is not None:
@@ -73,7 +84,7 @@ def adopt(
     return _reported(bundle, made, store=store, alias=alias)
 
 
-def _adopt_graph(
+def _adopt_as_found(
     spec: Architecture,
     checkpoint: Path | str | None,
     *,
@@ -83,9 +94,13 @@ def _adopt_graph(
     legacy: str | None,
     alias: str | None,
 ) -> Bundle:
+    """An ONNX graph or a TorchScript program, as it is."""
     if checkpoint is None or legacy is not None:
-        raise UsageError("architecture onnx needs checkpoint=<the .onnx file>, and takes no legacy: the graph is its own code.")
-    made = from_graph(checkpoint, preprocessing=preprocessing, kwargs=spec.kwargs)
+        raise UsageError(
+            f"architecture {spec.key} needs checkpoint=<the file>, and takes no legacy: {AS_FOUND[spec.key]} is its own code."
+        )
+    read = from_graph if spec.key == GRAPH_ONLY else from_program
+    made = read(checkpoint, preprocessing=preprocessing, kwargs=spec.kwargs)
     names = _names(labels, made.num_labels)
     recipe = {"architecture": made.architecture, "labels": list(labels), "preprocessing": made.preprocessing, **made.recipe}
     known = store.find(stage="adopt", parents=(), recipe=recipe_yaml(recipe), data_fingerprint=None)
@@ -93,7 +108,7 @@ def _adopt_graph(
     return _reported(known or store.add(manifest, files=made.files), made, store=store, alias=alias)
 
 
-def _reported(bundle: Bundle, made: Adoption | GraphAdoption, *, store: Store, alias: str | None) -> Bundle:
+def _reported(bundle: Bundle, made: Adoption | GraphAdoption | ProgramAdoption, *, store: Store, alias: str | None) -> Bundle:
     verdict = verdict_of(made.measurements)
     store.add_report(Report("adopt", (bundle.digest,), verdict, made.measurements, made.details, environment()))
     if alias is not None:
@@ -106,7 +121,7 @@ def _architecture(key: str, kwargs: Mapping[str, Any], labels: Sequence[str], ch
         raise UsageError(f"labels repeat: {', '.join(sorted({n for n in labels if list(labels).count(n) > 1}))}")
     if labels and kwargs.get("num_classes", len(labels)) != len(labels):
         raise UsageError(f"{len(labels)} labels were given and kwargs.num_classes is {kwargs['num_classes']}: leave it out.")
-    if labels and checkpoint is None and key != GRAPH_ONLY:
+    if labels and checkpoint is None and key not in AS_FOUND:
         return Architecture(key, {**kwargs, "num_classes": len(labels)})
     return Architecture(key, dict(kwargs))
 

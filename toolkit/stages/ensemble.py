@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from toolkit.bundle import Bundle, Manifest, Measurement, Preprocessing, Report, Store, environment, lineage, recipe_yaml
-from toolkit.errors import CheckFailed, InputRefused, UsageError
-from toolkit.models import Deployed, pixel_contract, restore
+from toolkit.errors import CheckFailed, UsageError
+from toolkit.models import Deployed, pixel_contract, require_changeable, restore
 from toolkit.models.ensemble import Average, Member, architecture_of, joint_plan, joint_preprocessing
 from toolkit.models.resizing import Resize
-from toolkit.models.restoring import GRAPH_ONLY
 
 TOLERANCE = 1e-9  # both sides are computed in float64
 NUM_IMAGES = 4
@@ -77,8 +76,7 @@ def _shares(bundles: Sequence[Bundle], weights: Sequence[float]) -> list[float]:
     if twice:
         raise UsageError(f"bundle {twice[0]} is given more than once: give it once, with a larger weight in weights=[...].")
     for b in bundles:
-        if b.manifest.architecture.key == GRAPH_ONLY:
-            raise InputRefused(f"bundle {b.short} is an ONNX graph: there is no module that an ensemble could hold.")
+        require_changeable(b, "a member of an ensemble")
     given = [float(weight) for weight in weights] or [1.0] * len(bundles)
     if len(given) != len(bundles):
         raise UsageError(f"weights has {len(given)} values for {len(bundles)} bundles: give one for each, or none.")

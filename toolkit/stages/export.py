@@ -18,7 +18,7 @@ from toolkit.bundle import GOLDEN, ONNX, Bundle, Measurement, Report, Store, env
 from toolkit.checks.parity import ParityLimits, parity
 from toolkit.data import ImageSet, load_pixels
 from toolkit.errors import CheckFailed, InputRefused, Undecided, UsageError
-from toolkit.models import Deployed, pixel_contract, restore
+from toolkit.models import Deployed, pixel_contract, require_changeable, restore
 
 MAX_PARITY_IMAGES = 60  # with the 4 edge inputs two full batches of 32
 MIB = 2**20
@@ -37,6 +37,7 @@ def export(
     (`num_golden` images as `images`, and the `logits` to expect). Its reports are `parity` and `export`. The same bundle, data
     and settings are not exported twice. A graph that does not pass parity becomes no bundle, and the error names the report.
     """
+    require_changeable(bundle, "exported")
     limits = limits or ParityLimits()
     if num_golden < 1:
         raise UsageError(f"num_golden is {num_golden}; the serving side needs at least 1 golden image.")

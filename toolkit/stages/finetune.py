@@ -8,10 +8,21 @@ from typing import Any
 
 from torch import nn
 
-from toolkit.bundle import Bundle, Lineage, Manifest, Measurement, Report, Store, environment, lineage, recipe_yaml
+from toolkit.backends import as_module
+from toolkit.bundle import (
+    Bundle,
+    Lineage,
+    Manifest,
+    Measurement,
+    Preprocessing,
+    Report,
+    Store,
+    environment,
+    lineage,
+    recipe_yaml,
+)
 from toolkit.data import ImageSet, audit, load_pixels, require_sound
-from toolkit.errors import UsageError
-from toolkit.models import ensemble, pixel_contract, replace_head_by_label, restore, teacher_for, teaching_facts
+from toolkit.models import pixel_contract, replace_head_by_label, require_single, restore, teacher_for, teaching_facts
 from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit
 
 log = logging.getLogger(__name__)
@@ -38,11 +49,7 @@ def finetune(
     and is the new bundle's second parent. `resume` names the directory of an interrupted run, to be continued with the
     settings it had.
     """
-    if bundle.manifest.architecture.key == ensemble.KEY:
-        raise UsageError(
-            f"bundle {bundle.short} is an ensemble: train its members, or distil it into one model "
-            f"(toolkit finetune bundle=<student> teacher={bundle.short})."
-        )
+    require_single(bundle, "trained")
     options = replace(options, distillation=(options.distillation or Distillation()) if teacher else None)
     recipe = {"schedule": schedule, "options": options, "precision": str(trainer.autocast_dtype or "float32")}
     parents = (bundle.digest, teacher.digest) if teacher else (bundle.digest,)
@@ -69,7 +76,7 @@ def finetune(
         trainer=trainer,
         run_dir=resume or run_dir,
         resume=resume is not None,
-        teacher=teacher_for(teacher, preprocessing=preprocessing, labels=data.labels) if teacher else None,
+        teacher=_teacher(teacher, preprocessing, data.labels) if teacher else None,
     )
     taught = {"teacher": teaching_facts(teacher, preprocessing=preprocessing, labels=data.labels)} if teacher else {}
     child = store.add(_manifest(bundle, data.labels, made), weights=net.state_dict())
@@ -77,6 +84,11 @@ def finetune(
     store.add_report(_training_report(child, result, {"labels_carried": list(carried), **taught}))
     log.info("Bundle %s: %s %.4f on the validation split.", child.short, result.monitor, result.best_metric)
     return child
+
+
+def _teacher(bundle: Bundle, preprocessing: Preprocessing, labels: Sequence[str]) -> nn.Module:
+    """`bundle` as teacher, an ONNX graph through its runner."""
+    return teacher_for(bundle, preprocessing=preprocessing, labels=labels, deployed=as_module(bundle))
 
 
 def _with_labels(bundle: Bundle, labels: Sequence[str], seed: int) -> tuple[nn.Module, tuple[str, ...]]:

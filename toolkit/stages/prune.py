@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolkit.bundle import Bundle, Plan, Preprocessing, Report, Store, environment, lineage, recipe_yaml
 from toolkit.checks.pruning_report import pruning_report, require_restorable, unpublished, widths
 from toolkit.data import AugmentSpec, ImageSet, Normalise, Pixels, audit, load_pixels, require_sound
-from toolkit.models import Deployed, restore
+from toolkit.models import Deployed, require_single, restore
 from toolkit.pruning import Criterion, PruneOptions, Target, compose_plans, prune_net, reestimate_batchnorm
 from toolkit.pruning.criteria.taylor import Taylor
 from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit, full
@@ -53,6 +53,7 @@ def prune(
     the validation split after each step. The same bundle, data and settings are not pruned twice. `resume` names the
     directory of an interrupted recovery.
     """
+    require_single(bundle, "pruned")
     recipe = {
         "criterion": criterion,
         "target": target,
