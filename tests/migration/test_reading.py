@@ -177,13 +177,7 @@ def test_a_pickled_module_is_refused_with_the_way_out(tmp_path: Path) -> None:
         assert part in str(refusal.value)
 
 
-def test_programs_are_refused_for_what_they_are(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scripted = torch.jit.trace(net().eval(), torch.zeros(1, 3, 3, 3))
-        torch.jit.save(scripted, tmp_path / "scripted.pt")
-    with pytest.raises(InputRefused, match="TorchScript"):
-        read_checkpoint(tmp_path / "scripted.pt")
+def test_an_exported_program_is_refused_for_what_it_is(tmp_path: Path) -> None:
     program = torch.export.export(net().eval(), (torch.zeros(1, 3, 3, 3),))
     torch.export.save(program, tmp_path / "exported.pt2")
     (tmp_path / "exported.pt2").rename(tmp_path / "exported.pt")

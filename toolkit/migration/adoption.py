@@ -16,10 +16,11 @@ from toolkit.bundle import Architecture, Limit, Measurement, Preprocessing
 from toolkit.bundle.atomic import sha256_file
 from toolkit.errors import CheckFailed, InputRefused, UsageError, unknown_name
 from toolkit.migration.fitting import fit
-from toolkit.migration.legacy import Comparison, build_legacy, compare
+from toolkit.migration.legacy import MAX_FLOORS, Comparison, build_legacy, compare
 from toolkit.migration.loading import load_matched
 from toolkit.migration.reading import Checkpoint, open_checkpoint
 from toolkit.migration.sources import find_source
+from toolkit.migration.twins import open_twins, twin_file
 from toolkit.models import Deployed, build, default_preprocessing, training_only
 
 logger = logging.getLogger(__name__)
@@ -71,9 +72,9 @@ def from_checkpoint(
     details: dict[str, Any] = {"checkpoint": origin, "sha256": digest, "notes": notes, "tensors": matching.table()}
     if legacy is not None:
         native = source.preprocessing or default_preprocessing(architecture)
-        comparison = _agreement(legacy, held, fitted.net, prepared=prepared, native=native)
+        comparison, run_as = _agreement(legacy, held, fitted.net, prepared=prepared, native=native)
         measurements += _measured(comparison)
-        details["legacy"] = {"code": legacy, **asdict(comparison)}
+        details["legacy"] = {"code": legacy, "run_as": run_as, **asdict(comparison)}
     origin_recipe = {"file": source.path.name, "sha256": digest, "entry": held.entry}
     return Adoption(fitted.architecture, fitted.net, prepared, {"checkpoint": origin_recipe}, tuple(measurements), details)
 
@@ -114,7 +115,12 @@ def overridden(default: Preprocessing, overrides: Overrides) -> Preprocessing:
     return replace(default, **values)
 
 
-def _agreement(legacy: str, held: Checkpoint, net: nn.Module, *, prepared: Preprocessing, native: Preprocessing) -> Comparison:
+def _agreement(
+    legacy: str, held: Checkpoint, net: nn.Module, *, prepared: Preprocessing, native: Preprocessing
+) -> tuple[Comparison, str]:
+    """How the old model and `net` agree, and as what the old one was run. Raises `CheckFailed` where they do not."""
+    if twin_file(legacy) is not None:
+        return _twin_agreement(legacy, net, prepared)
     old = build_legacy(legacy, held.tensors)
     comparison = compare(old, net, prepared)
     if not comparison.explained:
@@ -125,13 +131,39 @@ def _agreement(legacy: str, held: Checkpoint, net: nn.Module, *, prepared: Prepr
                 f"by up to {comparison.max_abs_difference:.3g}): the old code is fixed to a size, often by its padding. Build "
                 f"it for {size_px} px (arguments after the callable), adopt at {native_px} px, or leave legacy out."
             )
-        raise CheckFailed(
-            f"The model computes something else than its legacy code {legacy}: over {comparison.num_images} images the logits "
-            f"differ by up to {comparison.max_abs_difference:.3g} (largest logit {comparison.max_abs_logit:.3g}), and by "
-            f"{comparison.max_abs_difference_float64:.3g} in float64, so it is not rounding. All tensors match: look for "
-            "another epsilon, activation, padding or pooling, and set it in kwargs."
-        )
-    return comparison
+        raise _another_computation(f"code {legacy}", comparison)
+    return comparison, "Python code"
+
+
+def _twin_agreement(legacy: str, net: nn.Module, prepared: Preprocessing) -> tuple[Comparison, str]:
+    """The reading of the old file under which it agrees; where none does, the nearest is named."""
+    found: list[tuple[Comparison, str]] = []
+    refusals = []
+    for twin in open_twins(legacy, prepared):
+        try:
+            found.append((compare(twin, net, prepared), twin.description))
+        except (InputRefused, UsageError) as refusal:
+            refusals.append(refusal)
+            continue
+        if found[-1][0].explained:
+            return found[-1]
+    if not found:
+        raise refusals[0]
+    nearest, description = min(found, key=lambda pair: pair[0].max_abs_difference)
+    raise _another_computation(f"file {legacy} ({description})", nearest)
+
+
+def _another_computation(old: str, comparison: Comparison) -> CheckFailed:
+    if comparison.max_abs_difference_float64 is not None:
+        beyond = f"by {comparison.max_abs_difference_float64:.3g} in float64"
+    else:
+        beyond = f"{comparison.error_floors:.3g} times as much as float32 rounds"
+    return CheckFailed(
+        f"The model computes something else than its legacy {old}: over {comparison.num_images} images the logits differ by up "
+        f"to {comparison.max_abs_difference:.3g} (largest logit {comparison.max_abs_logit:.3g}), and {beyond}, so it is not "
+        "rounding. All tensors match: look for another epsilon, activation, padding or pooling, and set it in kwargs; for "
+        "other images, set preprocessing."
+    )
 
 
 def _measured(comparison: Comparison) -> list[Measurement]:
@@ -140,6 +172,10 @@ def _measured(comparison: Comparison) -> list[Measurement]:
         Measurement("legacy logits: largest difference", comparison.max_abs_difference, unit="logit", n=n),
         Measurement("legacy top-1 agreement", comparison.top1_agreement, n=n),
     ]
+    if comparison.error_floors is not None:
+        limit = Limit("<=", MAX_FLOORS, "what float32 rounds in the model itself, so many times over")
+        name = "legacy logits: largest error against float64"
+        return [*found, Measurement.against(name, comparison.error_floors, limit, unit="floors", n=n)]
     if comparison.max_abs_difference_float64 is None:
         limit = Limit("==", 0.0, "the same computation gives the same bits")
         return [Measurement.against(found[0].name, 0.0, limit, unit="logit", n=n), found[1]]

@@ -1,9 +1,10 @@
-"""Proof by running both: the legacy module and its successor answer the same images.
+"""Proof by running both: the legacy model and its successor answer the same images.
 
 Names and shapes can agree while the computation differs (another epsilon, another padding, another activation). Where the
-legacy code can still run, both models get the same inputs, random ones and photographs. Equal bits prove the adoption.
-Where the bits differ, both are run again in float64: rounding shrinks by nine orders of magnitude there, a different
-computation does not.
+legacy model can still run, in its own code or as a file, both get the same pixels: random ones, and real photographs, for
+the tensors of a checkpoint come without data. Equal bits prove the adoption. Where the bits differ, both are run again in
+float64: rounding shrinks by nine orders of magnitude there, a different computation does not. A file that runs in float32
+alone is held against the rounding of the successor instead (`toolkit.migration.rounding`).
 
 Shapes: N batch, C channels, H height, W width, K classes.
 """
@@ -24,16 +25,23 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from toolkit.bundle import Preprocessing
-from toolkit.data.preprocessing import Normalise, render
+from toolkit.data.preprocessing import render
 from toolkit.errors import InputRefused, UsageError
+from toolkit.migration.rounding import error_in_floors
+from toolkit.migration.twins import Twin
+from toolkit.models import Deployed
 
 NUM_RANDOM = 4
 ROUNDING = 1e-9  # of the logits' largest magnitude, in float64
+MAX_FLOORS = 8.0  # beyond this many floors a fault is likelier than rounding, as in the parity check
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two models' logits lie apart on `num_images` images, in float32 and (when not bit-exact) in float64."""
+    """How far two models' logits lie apart on `num_images` images, in float32 and, when not bit-exact, in float64.
+
+    Where the old one does not run in float64, `error_floors` is its largest error in multiples of the new one's own rounding.
+    """
 
     num_images: int
     bit_exact: bool
@@ -41,14 +49,16 @@ class Comparison:
     max_abs_difference_float64: float | None
     max_abs_logit: float
     top1_agreement: float
+    error_floors: float | None = None
 
     @property
     def explained(self) -> bool:
         """Whether the two compute the same function: bit-exact, or apart by rounding alone."""
         if self.bit_exact:
             return True
-        difference = self.max_abs_difference_float64
-        return difference is not None and difference <= self.rounding_limit
+        if self.max_abs_difference_float64 is not None:
+            return self.max_abs_difference_float64 <= self.rounding_limit
+        return self.error_floors is not None and self.error_floors <= MAX_FLOORS
 
     @property
     def rounding_limit(self) -> float:
@@ -84,41 +94,63 @@ def build_legacy(call: str, weights: Mapping[str, Tensor]) -> nn.Module:
     return net.eval()
 
 
-def compare(legacy: nn.Module, net: nn.Module, preprocessing: Preprocessing) -> Comparison:
-    """Run both modules, in evaluation mode, on random values and on photographs; both take normalised images (N, C, H, W)."""
-    images_NCHW = torch.cat([_random_images(preprocessing), normalised_photographs(preprocessing)])
-    old_NK, new_NK = _logits(legacy, images_NCHW), _logits(net, images_NCHW)
+def compare(legacy: nn.Module | Twin, net: nn.Module, preprocessing: Preprocessing) -> Comparison:
+    """Run both, in evaluation mode, on random pixels and on photographs; modules take normalised images (N, C, H, W).
+
+    Raises `InputRefused` where one does not answer with logits (N, K), or the two with different K.
+    """
+    twin = legacy if isinstance(legacy, Twin) else Twin(Deployed(legacy, preprocessing))
+    new: nn.Module = Deployed(net, preprocessing)
+    if twin.probabilities:
+        new = nn.Sequential(new, nn.LogSoftmax(1))
+    pixels_NCHW = torch.cat([_random_pixels(preprocessing), photographs(preprocessing)])
+    old_NK, new_NK = _logits(twin.deployed, pixels_NCHW), _logits(new, pixels_NCHW)
     if old_NK.shape != new_NK.shape:
-        raise InputRefused(f"The legacy module returns {tuple(old_NK.shape)}, the model {tuple(new_NK.shape)}.")
+        raise InputRefused(f"The legacy model returns {tuple(old_NK.shape)}, the model {tuple(new_NK.shape)}.")
     bit_exact = torch.equal(old_NK, new_NK)
-    double = None
+    double = floors = None
     if not bit_exact:
-        old64_NK, new64_NK = (_logits(copy.deepcopy(m).double(), images_NCHW.double()) for m in (legacy, net))
-        double = float((old64_NK - new64_NK).abs().max())
+        old64_NK = _double_logits(twin, pixels_NCHW)
+        new64_NK = _logits(copy.deepcopy(new).double(), pixels_NCHW.double())
+        if old64_NK is None:
+            floors = error_in_floors(old_NK, new64_NK, lambda moved_NCHW: _logits(new, moved_NCHW), pixels_NCHW)
+        else:
+            double = float((old64_NK - new64_NK).abs().max())
     return Comparison(
-        num_images=len(images_NCHW),
+        num_images=len(pixels_NCHW),
         bit_exact=bit_exact,
         max_abs_difference=float((old_NK - new_NK).abs().max()),
         max_abs_difference_float64=double,
         max_abs_logit=float(old_NK.abs().max()),
         top1_agreement=float((old_NK.argmax(1) == new_NK.argmax(1)).float().mean()),
+        error_floors=floors,
     )
 
 
-def normalised_photographs(preprocessing: Preprocessing) -> Tensor:
-    """Normalised photographs at the model's size: the two that ship with scikit-learn, whole and in quarters."""
+def photographs(preprocessing: Preprocessing) -> Tensor:
+    """Photographs as pixels 0..255 (6, C, H, W) at the model's size: the two of scikit-learn, whole and in quarters."""
     rendered = []
     for image_HWC in load_sample_images().images:
         height_px, width_px = image_HWC.shape[0] // 2, image_HWC.shape[1] // 2
         for part_HWC in (image_HWC, image_HWC[:height_px, :width_px], image_HWC[height_px:, width_px:]):
             rendered.append(render(np.ascontiguousarray(part_HWC), preprocessing))
-    pixels_NCHW = torch.from_numpy(np.stack(rendered)).permute(0, 3, 1, 2).contiguous()
-    return Normalise(preprocessing)(pixels_NCHW)
+    return torch.from_numpy(np.stack(rendered)).permute(0, 3, 1, 2).contiguous().float()
 
 
-def _random_images(preprocessing: Preprocessing) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn((NUM_RANDOM, preprocessing.num_channels, *preprocessing.size_px), generator=generator)
+def _random_pixels(preprocessing: Preprocessing) -> Tensor:
+    shape = (NUM_RANDOM, preprocessing.num_channels, *preprocessing.size_px)
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).float()
+
+
+def _double_logits(twin: Twin, pixels_NCHW: Tensor) -> Tensor | None:
+    """The twin's logits in float64; None where it runs in float32 alone."""
+    if not twin.float64:
+        return None
+    double = copy.deepcopy(twin.deployed).double()
+    try:
+        return _logits(double, pixels_NCHW.double())
+    except InputRefused:  # a program whose constants are float32
+        return None
 
 
 def _logits(net: nn.Module, images_NCHW: Tensor) -> Tensor:
@@ -132,7 +164,9 @@ def _logits(net: nn.Module, images_NCHW: Tensor) -> Tensor:
 def _parsed(call: str) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
     found = re.fullmatch(r"([\w.]+):([\w.]+)(\(.*\))?", call.strip(), re.DOTALL)
     if found is None:
-        raise UsageError(f"legacy={call} is not <module>:<callable>, e.g. legacy=old_code.model:build")
+        raise UsageError(
+            f"legacy={call} is not <module>:<callable>, e.g. legacy=old_code.model:build, nor a TorchScript or .onnx file."
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -44,7 +44,7 @@ DEPRECATED = r"`torch\.jit\.\w+` is (deprecated|not supported)"
 def is_program(path: Path) -> bool:
     """Whether the file is a TorchScript archive, by its content."""
     try:
-        return _has_program(_reader(path.read_bytes()))
+        return _has_program(torch._C.PyTorchFileReader(str(path)))
     except (RuntimeError, ValueError, OSError):  # what is no archive at all
         return False
 
@@ -64,9 +64,9 @@ def open_program(path: Path) -> torch.jit.ScriptModule:
         _require_pure_pickles(reader, path)
         _require_pure_source(reader, path)
         program = _loaded(content)
-    except (RuntimeError, ValueError, EOFError, UnicodeError) as error:
-        if isinstance(error, InputRefused):
-            raise
+    except InputRefused:
+        raise
+    except Exception as error:  # damage makes torch's reader raise anything; all of it means the same to the user
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputRefused(
             f"{path} is a damaged TorchScript archive: {first[:160]}. Copy it again from where it came."
