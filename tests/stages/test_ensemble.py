@@ -15,10 +15,12 @@ from toolkit.data import ImageSet
 from toolkit.data.shapes import shapes
 from toolkit.errors import InputRefused, UsageError
 from toolkit.models import Deployed, build, pixel_contract, register, restore, teacher_for
+from toolkit.pruning import Target
 from toolkit.pruning.surgery import apply_plan
 from toolkit.stages.ensemble import ensemble
 from toolkit.stages.export import export
 from toolkit.stages.finetune import finetune
+from toolkit.stages.prune import prune
 from toolkit.training import Distillation, FitOptions, Phase, Schedule, TrainerSpec
 
 LABELS = ("circle", "square", "triangle")
@@ -76,7 +78,9 @@ def test_members_of_other_size_plan_and_label_order_export_to_one_graph(store: S
     assert [m["labels_reordered"] for m in report.details["members"]] == [False, False, True]
     assert ensemble([first, pruned, small], store=store, weights=[4, 2, 2], average="probabilities") == made
     exported = export(made, store=store, data=data, num_golden=2)
-    assert store.reports(exported.digest)["parity"].verdict == "pass"
+    parity = store.reports(exported.digest)["parity"]
+    assert parity.verdict == "pass"
+    assert sum("[member=" in m.name and m.passed is True for m in parity.measurements) == 3
     images = torch.randint(0, 256, (3, 3, 32, 32)).float()
     graph = open_runner(exported, kind="onnx")(images.numpy())
     assert np.allclose(graph, answers(store.open(made.digest), images).numpy(), atol=1e-4)
@@ -156,8 +160,10 @@ def test_a_teacher_answers_in_the_students_labels_or_is_refused(store: Store, da
         teacher_for(teacher, preprocessing=grey, labels=LABELS)
 
 
-def test_an_ensemble_itself_is_not_trained(store: Store, data: ImageSet, tmp_path: Path) -> None:
+def test_an_ensemble_itself_is_neither_trained_nor_pruned(store: Store, data: ImageSet, tmp_path: Path) -> None:
     pair = ensemble([stored(store, 0), stored(store, 1)], store=store)
+    with pytest.raises(UsageError, match=rf"not pruned as a whole.*{pair.manifest.lineage.parents[1][:12]}"):
+        prune(pair, store=store, data=data, run_dir=tmp_path, target=Target(macs=0.5))
     schedule, cpu = Schedule("short", (Phase(0, 1, 1e-3),)), TrainerSpec(accelerator="cpu")
     with pytest.raises(UsageError, match="distil"):
         finetune(pair, store=store, data=data, schedule=schedule, options=FitOptions(), trainer=cpu, run_dir=tmp_path)

@@ -1,5 +1,6 @@
 """The stage `finetune`, alone and from the command line."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from toolkit.bundle import Architecture, Bundle, Manifest, Preprocessing, Store, lineage
@@ -19,6 +21,8 @@ from toolkit.data import ImageSet
 from toolkit.data.shapes import shapes
 from toolkit.errors import InputRefused
 from toolkit.models import build, pixel_contract, register, restore
+from toolkit.release.card import render_card
+from toolkit.release.tables import show_bundle
 from toolkit.stages.finetune import finetune
 from toolkit.training import FitOptions, Phase, Schedule, TrainerSpec, linear_probe
 from toolkit.training.loggers import csv_file
@@ -78,11 +82,35 @@ def test_the_child_has_the_datas_labels_its_parent_and_both_reports(
     assert "Phase" in manifest.lineage.recipe
     assert restore(store.open(child.digest))(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
     reports = store.reports(child.digest)
-    assert reports["training"].details["labels_carried"] == ["circle", "triangle"]
+    assert reports["training"].details["labels"]["carried"] == ["circle", "triangle"]
     assert len(reports["training"].details["history"]) == 4
     assert reports["training"].value("val_balanced_accuracy") > 0
     assert reports["data"].details["num_images"] == len(data)
     assert (tmp_path / "run" / "metrics.csv").is_file()
+
+
+def test_a_reader_is_told_which_classes_were_carried_over(
+    parent: Bundle, store: Store, data: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the data's labels the parent knows the triangle; one of its own is written otherwise."""
+    labels = ("Circle ", *data.labels[1:])
+    with caplog.at_level("INFO"):
+        child = tuned(parent, store, replace(data, labels=labels), tmp_path / "run")
+    changes = store.reports(child.digest)["training"].details["labels"]
+    assert {kind: list(names) for kind, names in changes.items() if kind != "similar"} == {
+        "carried": ["triangle"],
+        "new": ["Circle ", "square"],
+        "dropped": ["circle", "hexagon", "star", "heart"],
+    }
+    assert [list(pair) for pair in changes["similar"]] == [["circle", "Circle "]]
+    assert "1 carried over (triangle); 2 new" in caplog.text
+    assert "'circle' and 'Circle '" in caplog.text
+    console = Console(width=120, record=True, file=io.StringIO())
+    show_bundle(child, store, console)
+    shown, card = console.export_text(), render_card(store, child, name="shapes")
+    for text in (shown, card):
+        assert "classes carried over" in text
+        assert "4: circle, hexagon, star, heart" in text
 
 
 def test_the_same_training_is_done_once(parent: Bundle, store: Store, data: ImageSet, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from toolkit.bundle import Bundle, Manifest, Report, Store
+from toolkit.release.findings import architecture_words, findings
 
 STAGES = {
     "adopt": "Adopted a network",
@@ -62,9 +63,10 @@ def _step(store: Store, bundle: Bundle, before: Bundle | None) -> Step:
     if before is None or input_size(before.manifest) != input_size(manifest):
         facts.insert(0, ("input", input_size(manifest)))
     if before is None or before.manifest.architecture.key != manifest.architecture.key:
-        facts.insert(0, ("architecture", manifest.architecture.key))
+        facts.insert(0, ("architecture", architecture_words(manifest)))
     if before is None or before.manifest.labels != manifest.labels:
         facts.append(("labels", _shortened(manifest.labels)))
+    facts += findings(store, bundle.digest)
     aliases = tuple(name for name in store.aliases.names() if store.aliases.current(name) == bundle.digest)
     return Step(bundle, STAGES.get(made.stage, made.stage.capitalize()), tuple(facts), made.recipe, aliases)
 

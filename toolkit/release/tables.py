@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from toolkit.bundle import Bundle, Measurement, Report, Store
 from toolkit.release.benchmark_table import benchmark_tables
+from toolkit.release.findings import architecture_words, few, findings
 from toolkit.release.quantities import (
     SCORES,
     Row,
@@ -80,10 +81,11 @@ def show_bundle(bundle: Bundle, store: Store, console: Console) -> None:
     pruned = f", pruned ({len(manifest.plan.kept)} tensors)" if manifest.plan else ""
     facts = [
         ("digest", bundle.digest),
-        ("architecture", f"{manifest.architecture.key}{pruned}"),
-        ("labels", _shortened(manifest.labels)),
+        ("architecture", f"{architecture_words(manifest)}{pruned}"),
+        ("labels", few(manifest.labels)),
         ("input", f"{manifest.preprocessing.colour} {size[0]}×{size[1]} px, {manifest.preprocessing.resize}"),
         ("made by", f"{manifest.lineage.stage} from {', '.join(p[:12] for p in manifest.lineage.parents) or 'outside'}"),
+        *findings(store, bundle.digest),
         ("files", ", ".join(f"{name} ({_mib(bundle, name)})" for name in sorted(manifest.files))),
         ("aliases", ", ".join(_aliases(store, bundle)) or "-"),
     ]
@@ -224,10 +226,6 @@ def _aliases(store: Store, bundle: Bundle) -> list[str]:
 
 def _architecture(bundle: Bundle) -> str:
     return f"{bundle.manifest.architecture.key}{' (pruned)' if bundle.manifest.plan else ''}"
-
-
-def _shortened(labels: tuple[str, ...]) -> str:
-    return f"{len(labels)}: {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}"
 
 
 def _bytes(bundle: Bundle, name: str) -> int:

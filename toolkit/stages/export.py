@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from toolkit.backends import EagerRunner, ExportFacts, write_onnx
 from toolkit.bundle import GOLDEN, ONNX, Bundle, Measurement, Report, Store, environment, lineage, recipe_yaml
 from toolkit.checks.parity import ParityLimits, parity
+from toolkit.checks.parity_members import with_members
 from toolkit.data import ImageSet, load_pixels
 from toolkit.errors import CheckFailed, InputRefused, Undecided, UsageError
 from toolkit.models import Deployed, pixel_contract, require_changeable, restore
@@ -67,6 +68,7 @@ def export(
             metadata={"parent": bundle.digest},
         )
         report = parity(deployed, path, images_NCHW, subject=bundle.digest, limits=limits)
+        report = with_members(report, deployed, path, images_NCHW, limits)
         _require_parity(report, store)
         chosen = np.linspace(0, len(images_NCHW) - 1, num_golden).round().astype(int)
         save_file(_golden(deployed, images_NCHW[chosen]), Path(folder) / GOLDEN)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,16 @@ from toolkit.bundle import (
     recipe_yaml,
 )
 from toolkit.data import ImageSet, audit, load_pixels, require_sound
-from toolkit.models import pixel_contract, replace_head_by_label, require_single, restore, teacher_for, teaching_facts
+from toolkit.models import (
+    LabelChanges,
+    label_changes,
+    pixel_contract,
+    replace_head_by_label,
+    require_single,
+    restore,
+    teacher_for,
+    teaching_facts,
+)
 from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit
 
 log = logging.getLogger(__name__)
@@ -42,12 +51,13 @@ def finetune(
 ) -> Bundle:
     """Train a bundle on data: linear probe, gradual unfreezing or everything, as the schedule says.
 
-    The data is checked first. Where its labels differ from the bundle's, the head is replaced. The new bundle holds the
-    weights that did best on the validation split; its reports `training` and `data` say how it went. The same bundle,
-    data and settings are not trained twice. A `teacher` that knows the data's labels is distilled into the student by
-    `options.distillation`, which counts only then; it sees the student's pixels at its own size, with its own normalisation,
-    and is the new bundle's second parent. `resume` names the directory of an interrupted run, to be continued with the
-    settings it had.
+    The data is checked first. Where its labels differ from the bundle's, the head is replaced: rows of labels of the same name
+    are carried over, the others start anew, and the report says which. The new bundle holds the weights that did best on the
+    validation split; its reports `training` and `data` say how it went. The same bundle, data and settings are not trained
+    twice. A `teacher` that knows the data's labels is distilled into the student by `options.distillation`, which counts only
+    then; it may be an ensemble, an ONNX graph or a TorchScript program. It sees the student's pixels at its own size, with its
+    own normalisation, and is the new bundle's second parent. `resume` names the directory of an interrupted run, to be
+    continued with the settings it had.
     """
     require_single(bundle, "trained")
     options = replace(options, distillation=(options.distillation or Distillation()) if teacher else None)
@@ -65,7 +75,7 @@ def finetune(
     for warning in findings.warnings:
         log.warning("%s", warning)
     preprocessing = bundle.manifest.preprocessing
-    net, carried = _with_labels(bundle, data.labels, options.seed)
+    net, changes = _with_labels(bundle, data.labels, options.seed)
     result = fit(
         net,
         train=load_pixels(data.split("train"), preprocessing),
@@ -81,7 +91,7 @@ def finetune(
     taught = {"teacher": teaching_facts(teacher, preprocessing=preprocessing, labels=data.labels)} if teacher else {}
     child = store.add(_manifest(bundle, data.labels, made), weights=net.state_dict())
     store.add_report(Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment()))
-    store.add_report(_training_report(child, result, {"labels_carried": list(carried), **taught}))
+    store.add_report(_training_report(child, result, {"labels": asdict(changes), **taught}))
     log.info("Bundle %s: %s %.4f on the validation split.", child.short, result.monitor, result.best_metric)
     return child
 
@@ -91,14 +101,16 @@ def _teacher(bundle: Bundle, preprocessing: Preprocessing, labels: Sequence[str]
     return teacher_for(bundle, preprocessing=preprocessing, labels=labels, deployed=as_module(bundle))
 
 
-def _with_labels(bundle: Bundle, labels: Sequence[str], seed: int) -> tuple[nn.Module, tuple[str, ...]]:
-    """The bundle's module with a head for `labels`, and the labels whose weights it kept."""
-    net, before = restore(bundle), bundle.manifest.labels
-    if tuple(labels) == tuple(before):
-        return net, tuple(labels)
-    carried = replace_head_by_label(net, before, labels, seed=seed)
-    log.info("New head for %d labels; %d of them carried over from the old one.", len(labels), len(carried))
-    return net, carried
+def _with_labels(bundle: Bundle, labels: Sequence[str], seed: int) -> tuple[nn.Module, LabelChanges]:
+    """The bundle's module with a head for `labels`, and what became of its own."""
+    net, changes = restore(bundle), label_changes(bundle.manifest.labels, labels)
+    if tuple(labels) == tuple(bundle.manifest.labels):
+        return net, changes
+    replace_head_by_label(net, bundle.manifest.labels, labels, seed=seed)
+    log.info("New head for %d labels: %s.", len(labels), changes.sentence())
+    if changes.similar:
+        log.warning("%s", changes.hint())
+    return net, changes
 
 
 def _manifest(parent: Bundle, labels: Sequence[str], made: Lineage) -> Manifest:

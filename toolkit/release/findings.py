@@ -1,0 +1,57 @@
+"""What reports say beside their numbers, in a few words: how a model was matched and proved, what became of its classes."""
+
+from collections.abc import Sequence
+
+from toolkit.bundle import Manifest, Report, Store
+
+KINDS = {"carried": "classes carried over", "new": "classes new", "dropped": "classes dropped"}
+MATCHED = "tensors "  # how the measurements of a match are named
+
+
+def findings(store: Store, digest: str) -> list[tuple[str, str]]:
+    """Names and values for a reader of the bundle `digest`, from its reports `adopt` and `training`; often none."""
+    reports = store.reports(digest)
+    return [*_adoption(reports.get("adopt")), *_classes(reports.get("training"))]
+
+
+def architecture_words(manifest: Manifest) -> str:
+    """The architecture's key, and for an ONNX graph its opset and IR version."""
+    key, kwargs = manifest.architecture.key, manifest.architecture.kwargs
+    if key == "onnx":
+        return f"onnx, opset {kwargs.get('opset', '?')}, IR version {kwargs.get('ir_version', '?')}"
+    return key
+
+
+def few(names: Sequence[str]) -> str:
+    """How many, and the first of them."""
+    return f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+
+
+def _adoption(report: Report | None) -> list[tuple[str, str]]:
+    if report is None:
+        return []
+    how = [
+        f"{m.value:.0f} {m.name.removeprefix(MATCHED)}" for m in report.measurements if m.name.startswith(MATCHED) and m.value
+    ]
+    found = [("matched", f"tensors: {', '.join(how)}")] if how else []
+    legacy = report.details.get("legacy")
+    if legacy:
+        found.append(("proved", _proof(legacy)))
+    notes = [note for note in report.details.get("notes", ()) if note]
+    return [*found, *([("notes", "; ".join(notes))] if notes else [])]
+
+
+def _proof(legacy: dict[str, object]) -> str:
+    where = f"on {legacy['num_images']} images ({legacy.get('run_as', 'Python code')} {legacy['code']})"
+    if legacy["bit_exact"]:
+        return f"logits equal to the legacy model's, bit for bit, {where}"
+    if legacy.get("error_floors") is not None:
+        return f"logits within {legacy['error_floors']:.2g} times float32's own rounding of the legacy model's, {where}"
+    return f"logits within {legacy['max_abs_difference_float64']:.2g} of the legacy model's in float64, {where}"
+
+
+def _classes(report: Report | None) -> list[tuple[str, str]]:
+    changes = report.details.get("labels", {}) if report else {}
+    if not changes.get("new") and not changes.get("dropped"):
+        return []
+    return [(word, few(changes[kind])) for kind, word in KINDS.items() if changes.get(kind)]
