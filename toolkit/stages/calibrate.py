@@ -4,13 +4,13 @@ import logging
 from dataclasses import replace
 
 from toolkit.backends import open_runner
-from toolkit.bundle import WEIGHTS, Bundle, Report, Store, environment, lineage, recipe_yaml
+from toolkit.bundle import Bundle, Report, Store, environment, lineage, recipe_yaml
 from toolkit.checks.predict import predict
 from toolkit.checks.temperature import MIN_SAMPLES
 from toolkit.checks.temperature import calibrate as judge
 from toolkit.data import ImageSet, load_pixels
-from toolkit.errors import InputRefused, UsageError
-from toolkit.models import ensemble, restore, scale_head
+from toolkit.errors import InputRefused
+from toolkit.models import require_single, restore, scale_head
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +22,7 @@ def calibrate(bundle: Bundle, *, store: Store, data: ImageSet, split: str = "val
     else changes: same labels, same ranking, same cost. A temperature that does not help on images it was not fitted to leaves
     the bundle as it is. The report `calibration` holds the figures. Calibrate before exporting: a graph stays as it is.
     """
-    if not bundle.has(WEIGHTS) or bundle.manifest.architecture.key == ensemble.KEY:
-        what = "an ensemble: calibrate its members" if bundle.has(WEIGHTS) else "a graph without a head to scale"
-        raise UsageError(f"bundle {bundle.short} is {what}.")
+    require_single(bundle, "calibrated")
     if tuple(data.labels) != tuple(bundle.manifest.labels):
         raise InputRefused(
             f"bundle {bundle.short} answers {', '.join(bundle.manifest.labels)} and the data has {', '.join(data.labels)}, in "
