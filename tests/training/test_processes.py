@@ -1,4 +1,4 @@
-"""Two processes that share each batch end with the weights of one process that has it alone."""
+"""Two processes that share each batch end with the weights of one process that has it alone: classes weighted, and taught."""
 
 import os
 import socket
@@ -18,18 +18,23 @@ from pathlib import Path
 import torch
 sys.path.insert(0, {here!r})
 from conftest import PREPROCESSING, make_net, make_pixels
-from toolkit.training import FitOptions, Phase, Schedule, TrainerSpec, fit
+from toolkit.models import Deployed
+from toolkit.training import Distillation, FitOptions, Phase, Schedule, TrainerSpec, fit
 
 torch.set_num_threads(1)
 devices, run_dir = int(sys.argv[1]), Path(sys.argv[2])
 phases = (Phase(0, 2, 3e-3, augment=False), Phase(-1, 2, 2e-3, 0.5, augment=False))
-options = FitOptions(batch_size=16, class_weights="balanced", label_smoothing=0.1, ema_decay=0.9, freeze_batchnorm=True)
+options = FitOptions(
+    batch_size=16, class_weights="balanced", label_smoothing=0.1, ema_decay=0.9, freeze_batchnorm=True,
+    distillation=Distillation(0.5, 2.0),
+)
 spec = TrainerSpec(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
 net = make_net()
 net[4].p = 0.0
 result = fit(
     net, train=make_pixels(100), val=make_pixels(50, seed=1), preprocessing=PREPROCESSING,
     schedule=Schedule("both", phases), options=options, trainer=spec, run_dir=run_dir,
+    teacher=Deployed(make_net(seed=7), PREPROCESSING),
 )
 torch.save({{"net": net.state_dict(), "history": list(result.history)}}, run_dir / f"weights-{{os.environ.get('RANK', 0)}}.pt")
 """

@@ -1,27 +1,25 @@
-"""Where a phase's logits come from: images through the whole net, or features through the head alone.
+"""Where a phase's logits come from: here images through the whole net (`features` knows a shorter way).
 
-While nothing below the head learns and the images stay as they are, the head's input is the same every epoch. It is then
-computed once, captured where the head takes it (a forward pre-hook, so no architecture is known by name), and the head
-trains on it: the same head weights, bit for bit, many times faster. The capture is checked on the first batch: where the
-head's output is not the net's (SqueezeNet pools after its last convolution), the phase goes through the whole net.
+Pixels stay uint8 until they are on the device; a step asks the device for nothing, so the host never waits in it.
 
-Shapes: N samples, C channels, H height, W width (pixels), F features, K classes.
+Shapes: N samples, C channels, H height, W width (pixels), K classes.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.bundle import Preprocessing
-from toolkit.data import Augment, Normalise, Pixels, draws_NK
+from toolkit.data import Augment, Images, Normalise, draws_NK
 from toolkit.training import processes
 from toolkit.training.loss import Targets
 from toolkit.training.mixing import mix
 from toolkit.training.options import FitOptions
+from toolkit.training.source import source_of
+from toolkit.training.transfer import Indices, indices, sent
 
 
 @dataclass(frozen=True)
@@ -37,17 +35,12 @@ Tick = Callable[[], None]
 """Called before each batch of a long pass; raises to leave it."""
 
 
-SMALL_STEP = 1 << 25
-"""Multiply-adds below which a head's step runs on one thread: a second one gains nothing there, and where other programs
-compete for the cores, waiting for it was measured to cost 24 to 96 ms a step instead of 1."""
-
-
 @dataclass(frozen=True, eq=False)
 class Task:
     """What is to be learned: the images, how they become the net's input, the options, and perhaps a teacher."""
 
-    train: Pixels
-    val: Pixels
+    train: Images
+    val: Images
     preprocessing: Preprocessing
     options: FitOptions
     teacher: nn.Module | None = None
@@ -68,12 +61,20 @@ class Feed(Protocol):
     steps_per_call: int
     threads: int | None
 
-    def train(self, indices_N: Tensor, *, moment: Moment) -> Batch:
-        """Logits and targets of the training samples `indices_N` at `moment`."""
+    def expect(self, batches: Sequence[Indices], *, split: Literal["train", "val"]) -> None:
+        """Say which batches of `split` will be asked for next, in order."""
         ...
 
-    def validate(self, indices_N: Tensor) -> Tensor:
-        """logits_NK of the validation samples `indices_N`."""
+    def compose(self, batch: Indices, *, moment: Moment) -> tuple[Tensor, Targets]:
+        """What the net (or the head) is given for the training samples `batch` at `moment`, and their targets."""
+        ...
+
+    def train(self, batch: Indices, *, moment: Moment) -> Batch:
+        """Logits and targets of the training samples `batch` at `moment`."""
+        ...
+
+    def validate(self, batch: Indices) -> Tensor:
+        """logits_NK of the validation samples `batch`."""
         ...
 
 
@@ -89,9 +90,8 @@ class ImageFeed:
         self.net, self.task, self.device = net, task, device
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.normalise = Normalise(task.preprocessing).to(device)
-        self.train_NCHW = resident(task.train.images_NCHW, device)
-        self.val_NCHW = resident(task.val.images_NCHW, device)
-        self.train_targets_N = task.train.targets_N.to(device)
+        self.sources = {"train": source_of(task.train, device), "val": source_of(task.val, device)}
+        self.train_targets_N = sent(task.train.targets_N, device)
         self.augment = Augment(task.options.augment).to(device) if augment and task.options.augment is not None else None
         self.mixing = augment and max(task.options.mixup, task.options.cutmix) > 0
         self.teacher_NK: Tensor | None = None
@@ -106,41 +106,48 @@ class ImageFeed:
         if self.task.teacher is None or not self.is_steady:
             return
         answers = []
-        for indices_N in torch.arange(len(self.task.train)).split(self.task.options.batch_size):
+        for batch in self.all_batches("train"):
             tick()
-            answers.append(self._ask(self._take(self.train_NCHW, indices_N).float()))
+            answers.append(self._ask(self.sources["train"].take(batch).float()))
         self.teacher_NK = torch.cat(answers)
 
-    def train(self, indices_N: Tensor, *, moment: Moment) -> Batch:
-        images_NCHW = self._take(self.train_NCHW, indices_N)
-        targets = Targets(self.train_targets_N[indices_N.to(self.device)])
+    def all_batches(self, split: Literal["train", "val"]) -> list[Indices]:
+        """Every sample of `split` once, in order, in batches that are fetched ahead."""
+        count = len(self.task.train if split == "train" else self.task.val)
+        batches = indices(torch.arange(count).split(self.task.options.batch_size), self.device)
+        self.expect(batches, split=split)
+        return batches
+
+    def expect(self, batches: Sequence[Indices], *, split: Literal["train", "val"]) -> None:
+        self.sources[split].expect(batches)
+
+    def compose(self, batch: Indices, *, moment: Moment) -> tuple[Tensor, Targets]:
+        images_NCHW = self.sources["train"].take(batch)
+        targets = Targets(self.train_targets_N[batch.here_N])
         if self.augment is not None:
-            draws = draws_NK(indices_N.to(self.device), seed=moment.seed, epoch=moment.epoch)
-            images_NCHW = self.augment(images_NCHW, draws_NK=draws)
+            images_NCHW = self.augment(images_NCHW, draws_NK=draws_NK(batch.here_N, seed=moment.seed, epoch=moment.epoch))
         if self.mixing:
             options = self.task.options
-            images_NCHW, targets = mix(
-                images_NCHW,
-                targets.first_N,
-                mixup=options.mixup,
-                cutmix=options.cutmix,
-                draw=(moment.seed, moment.step, processes.rank()),
-            )
-        images_NCHW = images_NCHW.float()
-        return Batch(self._forward(images_NCHW), targets, self.teacher(images_NCHW, indices_N))
+            draw = (moment.seed, moment.step, processes.rank())
+            images_NCHW, targets = mix(images_NCHW, targets.first_N, mixup=options.mixup, cutmix=options.cutmix, draw=draw)
+        return images_NCHW.float(), targets
 
-    def teacher(self, images_NCHW: Tensor, indices_N: Tensor) -> Tensor | None:
+    def train(self, batch: Indices, *, moment: Moment) -> Batch:
+        images_NCHW, targets = self.compose(batch, moment=moment)
+        return Batch(self._forward(images_NCHW), targets, self._teacher(images_NCHW, batch))
+
+    def validate(self, batch: Indices) -> Tensor:
+        return self._forward(self.sources["val"].take(batch).float())
+
+    def steady(self, batch: Indices) -> Tensor:
+        """logits_NK of unaugmented training images."""
+        return self._forward(self.sources["train"].take(batch).float())
+
+    def _teacher(self, images_NCHW: Tensor, batch: Indices) -> Tensor | None:
         """The teacher's logits_NK of a training batch, remembered ones where there are; None without a teacher."""
         if self.task.teacher is None:
             return None
-        return self._ask(images_NCHW) if self.teacher_NK is None else self.teacher_NK[indices_N.to(self.device)]
-
-    def validate(self, indices_N: Tensor) -> Tensor:
-        return self._forward(self._take(self.val_NCHW, indices_N).float())
-
-    def steady(self, indices_N: Tensor) -> Tensor:
-        """logits_NK of unaugmented training images."""
-        return self._forward(self._take(self.train_NCHW, indices_N).float())
+        return self._ask(images_NCHW) if self.teacher_NK is None else self.teacher_NK[batch.here_N]
 
     def _forward(self, images_NCHW: Tensor) -> Tensor:
         found = self.net(self.normalise(images_NCHW).contiguous(memory_format=self.layout))
@@ -151,92 +158,15 @@ class ImageFeed:
         with torch.no_grad():
             return self.task.teacher(images_NCHW)
 
-    def _take(self, images_NCHW: Tensor, indices_N: Tensor) -> Tensor:
-        return images_NCHW[indices_N.to(images_NCHW.device)].to(self.device, non_blocking=True)
-
-
-class FeatureFeed:
-    """Features, computed once, through the head alone."""
-
-    steps_per_call = 64
-
-    def __init__(self, head: nn.Module, images: ImageFeed, *, train_features: Tensor, val_features: Tensor) -> None:
-        self.head, self.images = head, images
-        self.train_features, self.val_features = train_features, val_features
-        self.train_targets_N = images.train_targets_N
-        weights = sum(parameter.numel() for parameter in head.parameters())
-        self.threads = 1 if weights * images.task.options.batch_size < SMALL_STEP else None
-
-    def train(self, indices_N: Tensor, *, moment: Moment) -> Batch:
-        at_N = indices_N.to(self.images.device)
-        teacher_NK = None if self.images.teacher_NK is None else self.images.teacher_NK[at_N]
-        return Batch(self._head(self.train_features[at_N]), Targets(self.train_targets_N[at_N]), teacher_NK)
-
-    def validate(self, indices_N: Tensor) -> Tensor:
-        return self._head(self.val_features[indices_N.to(self.images.device)])
-
-    def _head(self, features: Tensor) -> Tensor:
-        return self.head(features).flatten(1)
-
-
-def feature_feed(net: nn.Module, head: nn.Module, images: ImageFeed, *, num: int, tick: Tick) -> FeatureFeed | None:
-    """Compute the head's input for every training and validation image, in batches of `num`; None where that is not exact.
-
-    The net must be in the mode it trains in, with nothing but `head` learning.
-    """
-    if not images.is_steady:
-        return None
-    found: list[list[Tensor]] = [[], []]
-    with torch.no_grad(), _captured(head) as taken:
-        passes = ((images.steady, len(images.task.train)), (images.validate, len(images.task.val)))
-        for features, (forward, count) in zip(found, passes, strict=True):
-            for indices_N in torch.arange(count).split(num):
-                tick()
-                taken.clear()
-                logits_NK = forward(indices_N)
-                if len(taken) != 1:
-                    return None
-                if not features and not torch.equal(_outside(head, taken[0]).flatten(1), logits_NK):
-                    return None
-                features.append(taken[0])
-    return FeatureFeed(head, images, train_features=torch.cat(found[0]), val_features=torch.cat(found[1]))
-
-
-@contextlib.contextmanager
-def _captured(head: nn.Module) -> Iterator[list[Tensor]]:
-    taken: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        taken.append(inputs[0].detach().clone())
-
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        yield taken
-    finally:
-        handle.remove()
-
-
-def _outside(head: nn.Module, features: Tensor) -> Tensor:
-    return type(head).forward(head, features)
-
-
-def resident(images_NCHW: Tensor, device: torch.device, *, share: float = 0.4) -> Tensor:
-    """The images on the device when they take at most `share` of its free memory; else pinned on the host."""
-    if device.type != "cuda":
-        return images_NCHW.to(device)
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    if images_NCHW.nbytes <= share * free_bytes:
-        return images_NCHW.to(device)
-    return images_NCHW.pin_memory()
-
 
 def validation_logits(feed: Feed, task: Task, *, device: torch.device, tick: Tick) -> Tensor:
     """logits_NK of all validation samples, the batches shared among the processes."""
     count, num_classes = len(task.val), len(task.train.labels)
     logits_NK = torch.zeros(count, num_classes, device=device)
-    for index, indices_N in enumerate(torch.arange(count).split(task.options.batch_size)):
+    batches = indices(torch.arange(count).split(task.options.batch_size), device)[processes.rank() :: processes.world_size()]
+    feed.expect(batches, split="val")
+    for batch in batches:
         tick()
-        if index % processes.world_size() == processes.rank():
-            logits_NK[indices_N.to(device)] = feed.validate(indices_N).float()
+        logits_NK[batch.here_N] = feed.validate(batch).float()
     processes.sum_in_place([logits_NK])
     return logits_NK

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from toolkit.bundle import Preprocessing, recipe_yaml
 from toolkit.bundle.atomic import write_atomic
-from toolkit.data import Pixels
+from toolkit.data import Images
 from toolkit.errors import InputRefused, UsageError
 from toolkit.models import find_head, stage_names
 from toolkit.training import processes
@@ -23,12 +23,13 @@ from toolkit.training.checkpoint import Checkpoints
 from toolkit.training.course import Course
 from toolkit.training.feed import Task
 from toolkit.training.freeze import restored
-from toolkit.training.learner import Learner, Stopped, Surroundings
+from toolkit.training.learner import Learner
 from toolkit.training.metrics import require_defined
 from toolkit.training.options import FitOptions
 from toolkit.training.progress import Progress
 from toolkit.training.schedule import Schedule
 from toolkit.training.signals import Interrupted, Signals, Terminated
+from toolkit.training.surroundings import Stopped, Surroundings
 from toolkit.training.trainer import LoggerMaker, TrainerSpec, num_threads, run_lightning
 
 RUN = "run.json"
@@ -59,8 +60,8 @@ class FitResult:
 def fit(
     net: nn.Module,
     *,
-    train: Pixels,
-    val: Pixels,
+    train: Images,
+    val: Images,
     preprocessing: Preprocessing,
     schedule: Schedule,
     options: FitOptions,
@@ -164,8 +165,8 @@ def _identity(net: nn.Module, task: Task, schedule: Schedule) -> dict[str, str]:
         "schedule": recipe_yaml({"schedule": schedule}),
         "options": recipe_yaml({"options": options}),
         "starting weights": _hash(net.state_dict().values()),
-        "training images": _hash([train.targets_N, torch.tensor(train.images_NCHW.shape)], train.keys),
-        "validation images": _hash([val.targets_N, torch.tensor(val.images_NCHW.shape)], val.keys),
+        "training images": _hash([train.targets_N, torch.tensor(train.shape)], train.keys),
+        "validation images": _hash([val.targets_N, torch.tensor(val.shape)], val.keys),
     }
 
 

@@ -12,7 +12,6 @@ Shapes: N samples, K classes.
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,36 +20,21 @@ from torch import Tensor, nn
 
 from toolkit.training import processes
 from toolkit.training.average import Average
-from toolkit.training.checkpoint import Checkpoints
 from toolkit.training.course import Course
-from toolkit.training.feed import Feed, ImageFeed, Moment, Task, feature_feed, validation_logits
-from toolkit.training.freeze import Stages, running_statistics, set_modes, unfreeze
+from toolkit.training.features import feature_feed
+from toolkit.training.feed import Feed, ImageFeed, Moment, Task, validation_logits
+from toolkit.training.freeze import running_statistics, set_modes, unfreeze
 from toolkit.training.guard import FiniteGuard
 from toolkit.training.loss import Objective, balanced_weights
 from toolkit.training.metrics import scores
 from toolkit.training.optimiser import build_optimiser, clip, rate_factor, set_rate
 from toolkit.training.order import StepCounts, epoch_batches, num_batches
-from toolkit.training.progress import Progress, title_of
+from toolkit.training.progress import title_of
 from toolkit.training.randomness import random_state, restore_random_state
 from toolkit.training.schedule import Phase, Schedule
-from toolkit.training.signals import Signals
-from toolkit.training.trainer import TrainerSpec, num_threads
-
-
-class Stopped(BaseException):
-    """A signal asked for an end, and the state is saved."""
-
-
-@dataclass(frozen=True, eq=False)
-class Surroundings:
-    """What a learner works with beside its net and its task; `stages` are the net's, the head last."""
-
-    spec: TrainerSpec
-    stages: Stages
-    head: nn.Module
-    checkpoints: Checkpoints
-    signals: Signals
-    progress: Progress
+from toolkit.training.surroundings import Stopped, Surroundings
+from toolkit.training.trainer import num_threads
+from toolkit.training.transfer import indices
 
 
 class Learner(LightningModule):
@@ -120,6 +104,7 @@ class Learner(LightningModule):
             logger.save()
         if course.next_epoch(num_epochs=phase.epochs, patience=self.task.options.patience):
             self._begin_epoch()
+            self._expect()
             if self._save_is_due():
                 self.save()
         else:
@@ -167,6 +152,7 @@ class Learner(LightningModule):
         self._begin_epoch()
         images = ImageFeed(self._call, self.task, device=self.device, channels_last=spec.channels_last, augment=phase.augment)
         self._feed: Feed = self._features(images) or images
+        self._expect()
 
     def _features(self, images: ImageFeed) -> Feed | None:
         started_s = time.perf_counter()
@@ -175,13 +161,13 @@ class Learner(LightningModule):
             images.remember_teacher(self._tick)
             if self._phase.depth != 0 or not self.around.spec.cache_features:
                 return None
-            feed = feature_feed(self.net, self.around.head, images, num=self.task.options.batch_size, tick=self._tick)
+            feed = feature_feed(self.net, self.around.head, images, tick=self._tick)
         self.course.notes["feature_seconds"] = time.perf_counter() - started_s
         return feed
 
     def _begin_epoch(self) -> None:
         options, epochs_before = self.task.options, len(self.course.history)
-        self._batches_N = epoch_batches(
+        batches_N = epoch_batches(
             len(self.task.train),
             batch_size=options.batch_size,
             seed=options.seed,
@@ -189,7 +175,11 @@ class Learner(LightningModule):
             rank=processes.rank(),
             world_size=processes.world_size(),
         )
+        self._batches = indices(batches_N, self.device)
         self._tally = torch.tensor(self.course.tally, device=self.device)
+
+    def _expect(self) -> None:
+        self._feed.expect(self._batches[self.course.batch :], split="train")
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -200,15 +190,17 @@ class Learner(LightningModule):
         set_rate(self._optimiser, factor)
         moment = Moment(options.seed, len(course.history), course.num_steps)
         with self._autocast():
-            batch = self._feed.train(self._batches_N[course.batch], moment=moment)
-        total, weight = self._objective(batch.logits_NK, batch.targets, batch.teacher_NK)
-        self._count(batch.logits_NK.detach(), batch.targets.first_N, total.detach(), weight)
-        processes.sum_in_place([weight])
-        (total / weight).backward()
+            batch = self._feed.train(self._batches[course.batch], moment=moment)
+        terms_T, weights_T = self._objective(batch.logits_NK, batch.targets, batch.teacher_NK)
+        weight = weights_T[0].clone()
+        processes.sum_in_place([weights_T])
+        loss = (terms_T / weights_T).sum()  # this process's part of the batch's mean loss
+        self._count(batch.logits_NK.detach(), batch.targets.first_N, loss.detach() * weights_T[0], weight)
+        loss.backward()
         gradients = [p.grad for p in self._learning if p.grad is not None]
         processes.sum_in_place(gradients)
         norm = clip(gradients, norm=options.clip_norm)
-        self._guard.admit(course.num_steps + 1, total, norm)
+        self._guard.admit(course.num_steps + 1, loss, norm)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         if self._average is not None:

@@ -1,9 +1,9 @@
 """The training objective: cross entropy with smoothing and class weights, mixed targets, and a teacher's softened logits.
 
-Losses come per sample, with their normaliser apart: a process that holds a part of the batch then contributes exactly its
+Losses come as sums, with their normalisers apart: a process that holds a part of the batch then contributes exactly its
 part, and the gradient does not depend on how many processes share the batch.
 
-Shapes: N samples, K classes.
+Shapes: N samples, K classes, T terms (hard targets, and the teacher where there is one).
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Objective:
     distillation: Distillation | None
 
     def __call__(self, logits_NK: Tensor, targets: Targets, teacher_NK: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The summed loss of the batch and what it is to be divided by, two scalars."""
+        """The batch's summed loss terms_T and weights_T, what each is divided by once that is summed over the processes."""
         logits_NK = logits_NK.float()
         loss_N, weight_N = self._cross_entropy(logits_NK, targets.first_N)
         if targets.second_N is not None and targets.share_N is not None:
@@ -41,11 +41,11 @@ class Objective:
             loss_N = torch.lerp(other_N, loss_N, targets.share_N)
             weight_N = torch.lerp(other_weight_N, weight_N, targets.share_N)
         if self.distillation is None or teacher_NK is None:
-            return loss_N.sum(), weight_N.sum()
+            return loss_N.sum()[None], weight_N.sum()[None]
         share = self.distillation.weight
-        hard = (1 - share) * loss_N.sum() * (len(loss_N) / weight_N.sum())
-        soft = share * divergence(logits_NK, teacher_NK, temperature=self.distillation.temperature).sum()
-        return hard + soft, torch.full_like(hard.detach(), len(loss_N))
+        soft = divergence(logits_NK, teacher_NK, temperature=self.distillation.temperature).sum()
+        terms_T = torch.stack([(1 - share) * loss_N.sum(), share * soft])
+        return terms_T, torch.stack([weight_N.sum(), torch.ones_like(weight_N).sum()])
 
     def _cross_entropy(self, logits_NK: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
         loss_N = F.cross_entropy(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from toolkit.training.loss import Targets
+from toolkit.training.transfer import sent
 
 
 def mix(
@@ -23,18 +24,17 @@ def mix(
     random = np.random.default_rng(draw)
     num_samples, _, height, width = images_NCHW.shape
     device = images_NCHW.device
-    partner_N = torch.from_numpy(random.permutation(num_samples)).to(device)
+    partner_N = sent(torch.from_numpy(random.permutation(num_samples)), device)
     cut = cutmix > 0 and (mixup == 0 or random.random() < 0.5)
     own_N = random.beta(*(2 * [cutmix if cut else mixup]), size=num_samples)
     images_NCHW = images_NCHW.float()
     if cut:
         keep_NHW, own_N = _boxes(own_N, height, width, random)
-        keep_N1HW = torch.from_numpy(keep_NHW[:, None]).to(device)
+        keep_N1HW = sent(torch.from_numpy(keep_NHW[:, None]), device)
         mixed_NCHW = torch.where(keep_N1HW, images_NCHW, images_NCHW[partner_N])
-    else:
-        share_N111 = torch.from_numpy(own_N).to(device, torch.float32)[:, None, None, None]
-        mixed_NCHW = torch.lerp(images_NCHW[partner_N], images_NCHW, share_N111)
-    share_N = torch.from_numpy(own_N).to(device, torch.float32)
+    share_N = sent(torch.from_numpy(own_N).float(), device)
+    if not cut:
+        mixed_NCHW = torch.lerp(images_NCHW[partner_N], images_NCHW, share_N[:, None, None, None])
     return mixed_NCHW, Targets(targets_N, targets_N[partner_N], share_N)
 
 
