@@ -4,8 +4,10 @@ from toolkit.data.audit import Audit, audit, require_sound
 from toolkit.data.augment import Augment, AugmentSpec, draws_NK
 from toolkit.data.images import SPLITS, ImageSet, Sample
 from toolkit.data.pixels import Pixels, load_pixels
+from toolkit.data.placing import decoded_pixels, place_pixels
 from toolkit.data.preprocessing import Normalise, render
 from toolkit.data.sampler import Batches, EpochSampler
+from toolkit.data.undecoded import Images, Undecoded
 
 __all__ = [
     "SPLITS",
@@ -15,12 +17,16 @@ __all__ = [
     "Batches",
     "EpochSampler",
     "ImageSet",
+    "Images",
     "Normalise",
     "Pixels",
     "Sample",
+    "Undecoded",
     "audit",
+    "decoded_pixels",
     "draws_NK",
     "load_pixels",
+    "place_pixels",
     "render",
     "require_sound",
 ]

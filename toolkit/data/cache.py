@@ -1,14 +1,18 @@
 """Rendered pixels on disk, memory-mapped, so that a second run decodes nothing and a large set need not fit in memory.
 
 The key hashes what pixels depend on (content in order, preprocessing, decoder version): nothing is ever invalidated, new data
-gets a new directory, relabelled data the old one. A directory appears whole, by a rename, or not at all.
+gets a new directory, relabelled data the old one. A directory appears whole, by a rename, or not at all; of two runs that need
+the same pixels the second waits for the first. The least recently used entries make room for new ones; a run that has one
+mapped keeps it, for a removed file lives as long as its mapping.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +20,18 @@ import numpy as np
 import PIL
 
 from toolkit.bundle import Preprocessing
-from toolkit.bundle.atomic import clear_leftovers, environment_errors, staging_directory, sync_directory, sync_file
+from toolkit.bundle.atomic import clear_leftovers, environment_errors, locked, staging_directory, sync_directory, sync_file
 from toolkit.data.images import ImageSet
+from toolkit.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 PIXELS = "images_NCHW.npy"
 REASONS = "unreadable.json"
 VERSION = 1
+GIB_VARIABLE = "TOOLKIT_CACHE_GIB"
+DEFAULT_GIB = 32.0
+SHARE_OF_DISK = 0.5  # of what is free or already the cache's
 
 Decode = Callable[[np.ndarray], list[str]]
 
@@ -40,8 +48,32 @@ def cached_pixels(
     found = _opened(entry, shape)
     if found is not None:
         return found
-    if directory.is_dir():
+    with locked(directory / ".lock"):
+        found = _opened(entry, shape)  # another run may have made it meanwhile
+        if found is not None:
+            return found
         clear_leftovers(directory)
+        _make_room(directory, int(np.prod(shape)))
+        _write(entry, shape, decode)
+    found = _opened(entry, shape)
+    assert found is not None, f"{entry} was just written"
+    return found
+
+
+def limit_bytes(directory: Path) -> int:
+    """How large the cache in `directory` may grow: TOOLKIT_CACHE_GIB (default 32) and at most half of the disk's free space."""
+    text = os.environ.get(GIB_VARIABLE, str(DEFAULT_GIB))
+    try:
+        wanted = float(text) * 2**30
+    except ValueError as error:
+        raise UsageError(f"{GIB_VARIABLE} is '{text}'; give the cache's size in GiB as a number (0: no cache).") from error
+    place = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
+    own = sum(_size_bytes(entry) for entry in _entries(directory))
+    return int(min(wanted, SHARE_OF_DISK * (shutil.disk_usage(place).free + own)))
+
+
+def _write(entry: Path, shape: tuple[int, ...], decode: Decode) -> None:
+    directory = entry.parent
     with staging_directory(directory) as staging, environment_errors(directory):
         images_NCHW = np.lib.format.open_memmap(staging / PIXELS, mode="w+", dtype=np.uint8, shape=shape)
         reasons = decode(images_NCHW)
@@ -52,15 +84,35 @@ def cached_pixels(
         sync_file(staging / REASONS)
         sync_directory(staging)
         os.chmod(staging, 0o755)
-        try:
-            staging.rename(entry)
-        except OSError:
-            if not entry.is_dir():
-                raise
+        staging.rename(entry)
         sync_directory(directory)
-    found = _opened(entry, shape)
-    assert found is not None, f"{entry} was just written"
-    return found
+
+
+def _entries(directory: Path) -> list[Path]:
+    """The cache's entries, least recently used first."""
+    used = []
+    for entry in directory.glob("*/"):
+        if not entry.name.startswith("."):
+            with contextlib.suppress(FileNotFoundError):  # another run is making room
+                used.append((entry.stat().st_mtime_ns, entry))
+    return [entry for _, entry in sorted(used)]
+
+
+def _size_bytes(entry: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return (entry / PIXELS).stat().st_size
+    return 0
+
+
+def _make_room(directory: Path, num_bytes: int) -> None:
+    """Remove the least recently used entries until `num_bytes` more fit into the limit."""
+    entries, limit = _entries(directory), limit_bytes(directory)
+    held = sum(_size_bytes(entry) for entry in entries)
+    for entry in entries:
+        if held + num_bytes <= limit:
+            return
+        held -= _size_bytes(entry)
+        _remove(entry)
 
 
 def _opened(entry: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]] | None:
@@ -76,15 +128,15 @@ def _opened(entry: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]
     if not sound:
         _remove(entry)
         return None
+    with contextlib.suppress(OSError):
+        os.utime(entry)  # its last use
     logger.info("pixels mapped from %s", entry)
     return images_NCHW, reasons
 
 
 def _remove(entry: Path) -> None:
     with environment_errors(entry):
-        for name in (PIXELS, REASONS):
-            (entry / name).unlink(missing_ok=True)
-        entry.rmdir()
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 def _key(images: ImageSet, preprocessing: Preprocessing) -> str:

@@ -45,6 +45,15 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return tuple(self.images_NCHW.shape)
+
+    def read(self, indices_N: Tensor) -> Tensor:
+        """The images at `indices_N`, uint8 (n, C, H, W)."""
+        return self.images_NCHW[indices_N]
+
     def to(self, device: torch.device | str) -> "Pixels":
         """The same images with pixels and classes on `device`."""
         return replace(self, images_NCHW=self.images_NCHW.to(device), targets_N=self.targets_N.to(device))

@@ -21,7 +21,7 @@ from toolkit.bundle import (
     lineage,
     recipe_yaml,
 )
-from toolkit.data import ImageSet, audit, load_pixels, require_sound
+from toolkit.data import Images, ImageSet, audit, place_pixels, require_sound
 from toolkit.models import (
     LabelChanges,
     label_changes,
@@ -33,6 +33,8 @@ from toolkit.models import (
     teaching_facts,
 )
 from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit
+
+CACHE = "cache/pixels"  # in the store
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +78,15 @@ def finetune(
         log.warning("%s", warning)
     preprocessing = bundle.manifest.preprocessing
     net, changes = _with_labels(bundle, data.labels, options.seed)
+    unreadable = [key for key, _ in findings.unreadable]
+
+    def placed(split: str) -> Images:
+        return place_pixels(data.split(split), preprocessing, cache=store.root / CACHE, unreadable=unreadable)
+
     result = fit(
         net,
-        train=load_pixels(data.split("train"), preprocessing),
-        val=load_pixels(data.split("val"), preprocessing),
+        train=placed("train"),
+        val=placed("val"),
         preprocessing=preprocessing,
         schedule=schedule,
         options=options,

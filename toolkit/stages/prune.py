@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toolkit.bundle import Bundle, Plan, Preprocessing, Report, Store, environment, lineage, recipe_yaml
 from toolkit.checks.pruning_report import pruning_report, require_restorable, unpublished, widths
-from toolkit.data import AugmentSpec, ImageSet, Normalise, Pixels, audit, load_pixels, require_sound
+from toolkit.data import AugmentSpec, ImageSet, Normalise, Pixels, audit, decoded_pixels, require_sound
 from toolkit.models import Deployed, require_single, restore
 from toolkit.pruning import Criterion, PruneOptions, Target, compose_plans, prune_net, reestimate_batchnorm
 from toolkit.pruning.criteria.taylor import Taylor
@@ -74,7 +74,8 @@ def prune(
     for warning in findings.warnings:
         log.warning("%s", warning)
     preprocessing = bundle.manifest.preprocessing
-    train, val = (load_pixels(data.split(split), preprocessing) for split in ("train", "val"))
+    cache = store.root / "cache" / "pixels"
+    train, val = (decoded_pixels(data.split(split), preprocessing, cache=cache) for split in ("train", "val"))
     parent, net, normalise = restore(bundle), restore(bundle), Normalise(preprocessing)
     plan, story = _surgery(net, train=train, val=val, normalise=normalise, criterion=criterion, target=target, options=options)
     teacher = Deployed(parent, preprocessing) if recovery.options.distillation is not None else None
