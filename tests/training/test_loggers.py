@@ -1,9 +1,10 @@
 """Each logger writes an epoch a row where the run lies; a missing package is named with its extra."""
 
 import csv
+import functools
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -46,3 +47,43 @@ def test_a_missing_package_names_its_extra(toy: Any, run: Any, name: str) -> Non
         pytest.skip(f"{name} is installed")
     with pytest.raises(EnvironmentProblem, match=rf"model-upgrade-toolkit\[{name}\]"):
         run(toy.net(), loggers=[getattr(loggers, name)])
+
+
+class Recorded:
+    """MLflow's logger as far as a fit uses it: runs are made by the first look at `run_id`."""
+
+    made: ClassVar[list[str]] = []
+
+    def __init__(self, *, run_id: str | None = None, **settings: Any) -> None:
+        self._run_id = run_id
+
+    @property
+    def run_id(self) -> str:
+        if self._run_id is None:
+            self._run_id = f"run{len(self.made)}"
+            self.made.append(self._run_id)
+        return self._run_id
+
+
+def test_a_resumed_run_goes_on_in_its_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "MLFlowLogger", Recorded)
+    first, again = loggers.mlflow(tmp_path / "a"), loggers.mlflow(tmp_path / "a")
+    other = loggers.mlflow(tmp_path / "b")
+    assert [logger.run_id for logger in (first, again, other)] == ["run0", "run0", "run1"]
+    assert Recorded.made == ["run0", "run1"]
+
+
+def test_a_real_mlflow_run_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # mlflow-skinny has no database
+    where = f"file:{tmp_path}/mlruns"
+    maker = functools.partial(loggers.mlflow, tracking_uri=where)
+    for step in (1, 2):
+        logger = maker(tmp_path / "run")
+        logger.log_metrics({"loss": 1.0 / step}, step=step)
+        logger.finalize("success")
+    client = MlflowClient(where)
+    (found,) = client.search_runs([client.get_experiment_by_name("toolkit").experiment_id])
+    assert [metric.step for metric in client.get_metric_history(found.info.run_id, "loss")] == [1, 2]

@@ -43,7 +43,7 @@ def place_pixels(
     skipped = set(unreadable)
     images = replace(images, samples=tuple(sample for sample in images.samples if sample.key not in skipped))
     num_bytes = _num_bytes(images, preprocessing)
-    memory_bytes = int(SHARE_OF_MEMORY * _free_bytes()) if memory_bytes is None else memory_bytes
+    memory_bytes = int(SHARE_OF_MEMORY * free_bytes()) if memory_bytes is None else memory_bytes
     if num_bytes <= max(memory_bytes, limit_bytes(cache)):
         return decoded_pixels(images, preprocessing, cache=cache)
     return Undecoded(images, preprocessing)
@@ -54,7 +54,7 @@ def _num_bytes(images: ImageSet, preprocessing: Preprocessing) -> int:
     return len(images) * preprocessing.num_channels * height_px * width_px
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """What the machine can still give without swapping."""
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

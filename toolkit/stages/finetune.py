@@ -32,7 +32,7 @@ from toolkit.models import (
     teacher_for,
     teaching_facts,
 )
-from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit
+from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit, settled
 
 CACHE = "cache/pixels"  # in the store
 
@@ -63,6 +63,10 @@ def finetune(
     """
     require_single(bundle, "trained")
     options = replace(options, distillation=(options.distillation or Distillation()) if teacher else None)
+    if options.batch_size == "auto":
+        net, _ = _with_labels(bundle, data.labels, options.seed)
+        spec, num_train = bundle.manifest.preprocessing, len(data.split("train"))
+        options = settled(options, net, preprocessing=spec, num_train=num_train, trainer=trainer, resume=resume)
     recipe = {"schedule": schedule, "options": options, "precision": str(trainer.autocast_dtype or "float32")}
     parents = (bundle.digest, teacher.digest) if teacher else (bundle.digest,)
     made = lineage("finetune", parents=parents, data_fingerprint=data.fingerprint(), recipe=recipe)

@@ -17,7 +17,7 @@ from toolkit.data import AugmentSpec, ImageSet, Normalise, Pixels, audit, decode
 from toolkit.models import Deployed, require_single, restore
 from toolkit.pruning import Criterion, PruneOptions, Target, compose_plans, prune_net, reestimate_batchnorm
 from toolkit.pruning.criteria.taylor import Taylor
-from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit, full
+from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit, full, settled
 from toolkit.training.metrics import scores
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ def prune(
     directory of an interrupted recovery.
     """
     require_single(bundle, "pruned")
+    recovery = _settled(recovery, bundle, data, resume)
     recipe = {
         "criterion": criterion,
         "target": target,
@@ -96,6 +97,15 @@ def prune(
     store.add_report(report)
     _tell(report)
     return child
+
+
+def _settled(recovery: Recovery, bundle: Bundle, data: ImageSet, resume: Path | None) -> Recovery:
+    """The recovery with a number for a batch size of "auto", found on the unpruned net."""
+    if recovery.options.batch_size != "auto":
+        return recovery
+    spec, num_train, net = bundle.manifest.preprocessing, len(data.split("train")), restore(bundle)
+    options = settled(recovery.options, net, preprocessing=spec, num_train=num_train, trainer=recovery.trainer, resume=resume)
+    return replace(recovery, options=options)
 
 
 def _surgery(

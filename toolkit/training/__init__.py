@@ -1,6 +1,7 @@
 """Training: one LightningModule over any net, phases that unfreeze it, and runs that can be killed and continued."""
 
 from toolkit.data import AugmentSpec
+from toolkit.training.batch_size import settled
 from toolkit.training.fit import FitResult, fit
 from toolkit.training.guard import Diverged
 from toolkit.training.options import Distillation, FitOptions
@@ -23,4 +24,5 @@ __all__ = [
     "full",
     "gradual",
     "linear_probe",
+    "settled",
 ]

@@ -9,13 +9,12 @@ Shapes: N samples, F features, K classes.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.training.feed import Batch, ImageFeed, Moment, Tick
+from toolkit.training.feed import Batch, ImageFeed, Moment, Split, Tick
 from toolkit.training.loss import Targets
 from toolkit.training.transfer import Indices
 
@@ -34,9 +33,9 @@ class FeatureFeed:
         self.train_features, self.val_features = train_features, val_features
         self.train_targets_N = images.train_targets_N
         weights = sum(parameter.numel() for parameter in head.parameters())
-        self.threads = 1 if weights * images.task.options.batch_size < SMALL_STEP else None
+        self.threads = 1 if weights * images.task.options.images_a_step < SMALL_STEP else None
 
-    def expect(self, batches: Sequence[Indices], *, split: Literal["train", "val"]) -> None:
+    def expect(self, batches: Sequence[Indices], *, split: Split) -> None:
         """Nothing to prepare: all features lie on the device."""
 
     def compose(self, batch: Indices, *, moment: Moment) -> tuple[Tensor, Targets]:
@@ -63,7 +62,7 @@ def feature_feed(net: nn.Module, head: nn.Module, images: ImageFeed, *, tick: Ti
         return None
     found: list[list[Tensor]] = [[], []]
     with torch.no_grad(), _captured(head) as taken:
-        passes = ((images.steady, "train"), (images.validate, "val"))
+        passes: tuple[tuple[Callable[[Indices], Tensor], Split], ...] = ((images.steady, "train"), (images.validate, "val"))
         for features, (forward, split) in zip(found, passes, strict=True):
             for batch in images.all_batches(split):
                 tick()

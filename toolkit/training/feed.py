@@ -31,6 +31,7 @@ class Moment:
     step: int
 
 
+Split = Literal["train", "val"]
 Tick = Callable[[], None]
 """Called before each batch of a long pass; raises to leave it."""
 
@@ -61,7 +62,7 @@ class Feed(Protocol):
     steps_per_call: int
     threads: int | None
 
-    def expect(self, batches: Sequence[Indices], *, split: Literal["train", "val"]) -> None:
+    def expect(self, batches: Sequence[Indices], *, split: Split) -> None:
         """Say which batches of `split` will be asked for next, in order."""
         ...
 
@@ -111,14 +112,14 @@ class ImageFeed:
             answers.append(self._ask(self.sources["train"].take(batch).float()))
         self.teacher_NK = torch.cat(answers)
 
-    def all_batches(self, split: Literal["train", "val"]) -> list[Indices]:
+    def all_batches(self, split: Split) -> list[Indices]:
         """Every sample of `split` once, in order, in batches that are fetched ahead."""
         count = len(self.task.train if split == "train" else self.task.val)
-        batches = indices(torch.arange(count).split(self.task.options.batch_size), self.device)
+        batches = indices(torch.arange(count).split(self.task.options.images_a_step), self.device)
         self.expect(batches, split=split)
         return batches
 
-    def expect(self, batches: Sequence[Indices], *, split: Literal["train", "val"]) -> None:
+    def expect(self, batches: Sequence[Indices], *, split: Split) -> None:
         self.sources[split].expect(batches)
 
     def compose(self, batch: Indices, *, moment: Moment) -> tuple[Tensor, Targets]:
@@ -163,7 +164,7 @@ def validation_logits(feed: Feed, task: Task, *, device: torch.device, tick: Tic
     """logits_NK of all validation samples, the batches shared among the processes."""
     count, num_classes = len(task.val), len(task.train.labels)
     logits_NK = torch.zeros(count, num_classes, device=device)
-    batches = indices(torch.arange(count).split(task.options.batch_size), device)[processes.rank() :: processes.world_size()]
+    batches = indices(torch.arange(count).split(task.options.images_a_step), device)[processes.rank() :: processes.world_size()]
     feed.expect(batches, split="val")
     for batch in batches:
         tick()

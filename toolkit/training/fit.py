@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from toolkit.bundle import Preprocessing, recipe_yaml
 from toolkit.bundle.atomic import write_atomic
 from toolkit.data import Images
-from toolkit.errors import InputRefused, UsageError
+from toolkit.errors import EnvironmentProblem, InputRefused, ToolkitError, UsageError
 from toolkit.models import find_head, stage_names
 from toolkit.training import processes
+from toolkit.training.batch_size import RUN, out_of_memory
 from toolkit.training.checkpoint import Checkpoints
 from toolkit.training.course import Course
 from toolkit.training.feed import Task
@@ -32,7 +33,6 @@ from toolkit.training.signals import Interrupted, Signals, Terminated
 from toolkit.training.surroundings import Stopped, Surroundings
 from toolkit.training.trainer import LoggerMaker, TrainerSpec, num_threads, run_lightning
 
-RUN = "run.json"
 CHECKPOINTS = "checkpoints"
 
 logger = logging.getLogger(__name__)
@@ -121,6 +121,14 @@ def _run(learner: Learner, trainer: TrainerSpec, *, loggers: Sequence[Logger], r
         message = f"Stopped by a signal at step {learner.course.num_steps}; continue with resume={run_dir}"
         logger.warning(message)
         raise Terminated(message) if signals.terminated else Interrupted(message) from None
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, ToolkitError) or not out_of_memory(error):
+            raise
+        images = f"{learner.task.options.batch_size} images of {'x'.join(map(str, learner.task.train.shape[1:]))}"
+        raise EnvironmentProblem(
+            f"A batch of {images} does not fit into the memory of {learner.device}. options.batch_size=auto finds the largest "
+            f"that does; or set a smaller one, or trainer.precision=bf16-mixed where the device has it."
+        ) from error
     except SystemExit:  # Lightning's answer to a second interrupt
         raise KeyboardInterrupt from None
 

@@ -5,6 +5,8 @@ skips its update while `found_inf` is set, the number of the first bad step is k
 now and then, and always before it keeps anything. On the CPU, where looking is free, it looks at once.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,11 +18,11 @@ STEPS_BETWEEN_LOOKS = 32
 class Diverged(CheckFailed):
     """The loss or its gradient became NaN or infinite; the weights were not touched by that step or any after it."""
 
-    def __init__(self, step: int, where: str) -> None:
+    def __init__(self, step: int, where: str, findings: str = "") -> None:
         super().__init__(
-            f"Training diverged at step {step} ({where}): the loss or its gradient is NaN or infinite. That step changed "
-            "nothing, and the checkpoints before it are good. Lower schedule.lr, set options.clip_norm, or look at the data "
-            "of that step."
+            f"Training diverged at step {step} ({where}): the loss or its gradient is NaN or infinite. {findings}That step "
+            "changed nothing, and the checkpoints before it are good. Lower schedule.lr, set options.clip_norm, or look at the "
+            "data of that step."
         )
         self.step = step
 
@@ -28,13 +30,20 @@ class Diverged(CheckFailed):
 class FiniteGuard:
     """Watches the steps of one optimiser on `device`; `where` names the phase in the error.
 
+    `explain` is asked, with the number of the bad step, for sentences about its cause.
     `waits`: let the device decide and look rarely (default: wherever looking would make the host wait).
     """
 
     def __init__(
-        self, optimiser: torch.optim.Optimizer, *, device: torch.device, where: str, waits: bool | None = None
+        self,
+        optimiser: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        where: str,
+        explain: Callable[[int], str] = lambda step: "",
+        waits: bool | None = None,
     ) -> None:
-        self.where = where
+        self.where, self.explain = where, explain
         self.waits = device.type != "cpu" if waits is None else waits
         self.found_inf = torch.zeros((), device=device)
         self.first_bad = torch.full((), -1.0, device=device)
@@ -47,7 +56,7 @@ class FiniteGuard:
         total = loss.detach() + norm
         if not self.waits:
             if not total.isfinite():
-                raise Diverged(step, self.where)
+                raise self._diverged(step)
             return
         bad = torch.logical_not(total.isfinite())
         self.first_bad.copy_(torch.where(bad & (self.first_bad < 0), float(step), self.first_bad))
@@ -59,4 +68,7 @@ class FiniteGuard:
     def look(self) -> None:
         """Wait for the device and raise `Diverged` when a step was bad."""
         if self.waits and (first := int(self.first_bad)) >= 0:
-            raise Diverged(first, self.where)
+            raise self._diverged(first)
+
+    def _diverged(self, step: int) -> Diverged:
+        return Diverged(step, self.where, self.explain(step))

@@ -29,6 +29,7 @@ from toolkit.training.loss import Objective, balanced_weights
 from toolkit.training.metrics import scores
 from toolkit.training.optimiser import build_optimiser, clip, rate_factor, set_rate
 from toolkit.training.order import StepCounts, epoch_batches, num_batches
+from toolkit.training.post_mortem import post_mortem
 from toolkit.training.progress import title_of
 from toolkit.training.randomness import random_state, restore_random_state
 from toolkit.training.schedule import Phase, Schedule
@@ -67,7 +68,9 @@ class Learner(LightningModule):
         weighted = options.class_weights is not False
         weight_K = balanced_weights(self.task.train.targets_N, classes).to(self.device) if weighted else None
         self._objective = Objective(options.label_smoothing, weight_K, options.distillation)
-        self._num_batches = num_batches(len(self.task.train), batch_size=options.batch_size, world_size=processes.world_size())
+        self._num_batches = num_batches(
+            len(self.task.train), batch_size=options.images_a_step, world_size=processes.world_size()
+        )
         processes.copy_from_first(self.net)
         if self.task.teacher is not None:
             self.task.teacher.to(self.device).eval()
@@ -144,9 +147,8 @@ class Learner(LightningModule):
         self._average = Average(live, decay=options.ema_decay) if options.ema_decay else None
         if state is not None:
             self._restore(state)
-        self._guard = FiniteGuard(
-            self._optimiser, device=self.device, where=f"phase {self.course.phase + 1}, {title_of(phase)}"
-        )
+        where = f"phase {self.course.phase + 1}, {title_of(phase)}"
+        self._guard = FiniteGuard(self._optimiser, device=self.device, where=where, explain=self._explain)
         done = self.course.epoch * self._num_batches + self.course.batch
         self.around.progress.phase(phase, num_steps=phase.epochs * self._num_batches, done=done)
         self._begin_epoch()
@@ -169,7 +171,7 @@ class Learner(LightningModule):
         options, epochs_before = self.task.options, len(self.course.history)
         batches_N = epoch_batches(
             len(self.task.train),
-            batch_size=options.batch_size,
+            batch_size=options.images_a_step,
             seed=options.seed,
             epoch=epochs_before,
             rank=processes.rank(),
@@ -207,6 +209,17 @@ class Learner(LightningModule):
             self._average.update()
         course.num_steps += 1
         course.batch += 1
+
+    def _explain(self, step: int) -> str:
+        """What step `step` of this epoch, whose update was held back, died of."""
+        course, seed = self.course, self.task.options.seed
+        batch = self._batches[course.batch - (course.num_steps - (step - 1))]
+        moment = Moment(seed, len(course.history), step - 1)
+        path = self.around.checkpoints.directory.parent / f"diverged_step_{step}{processes.suffix()}"
+        with self._autocast():
+            return post_mortem(
+                self.net, self._feed, self._objective, batch, moment=moment, keys=self.task.train.keys, path=path
+            )
 
     def _count(self, logits_NK: Tensor, targets_N: Tensor, total: Tensor, weight: Tensor) -> None:
         right = (logits_NK.argmax(1) == targets_N).sum()

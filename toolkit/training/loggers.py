@@ -15,8 +15,10 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 
 from toolkit.bundle.atomic import write_atomic
 from toolkit.errors import missing_extra
+from toolkit.training import processes
 
 CSV = "metrics.csv"
+MLFLOW_RUN = "mlflow_run_id"
 
 
 class CsvLogger(Logger):
@@ -67,11 +69,19 @@ def tensorboard(run_dir: Path) -> Logger:
 
 
 def mlflow(run_dir: Path, *, experiment: str = "toolkit", tracking_uri: str | None = None) -> Logger:
-    """An MLflow run at `tracking_uri` (default: MLflow's own, MLFLOW_TRACKING_URI); needs the extra `mlflow`."""
+    """An MLflow run at `tracking_uri` (default: MLflow's own, MLFLOW_TRACKING_URI); needs the extra `mlflow`.
+
+    MLflow gives the run its id, so the run directory keeps it: a resumed run goes on in the same MLflow run.
+    """
+    known = run_dir / MLFLOW_RUN
+    run_id = known.read_text(encoding="utf-8").strip() if known.is_file() else None
     try:
-        return MLFlowLogger(experiment_name=experiment, run_name=run_dir.name, tracking_uri=tracking_uri)
+        made = MLFlowLogger(experiment_name=experiment, run_name=run_dir.name, tracking_uri=tracking_uri, run_id=run_id)
     except ModuleNotFoundError as error:
         raise missing_extra("mlflow", "mlflow", "logger=mlflow") from error
+    if run_id is None and processes.is_first():
+        write_atomic(known, str(made.run_id).encode())
+    return made
 
 
 def wandb(run_dir: Path, *, project: str = "toolkit", offline: bool = False) -> Logger:

@@ -36,13 +36,14 @@ class Distillation:
 class FitOptions:
     """The settings of one fit.
 
-    `batch_size` counts images over all processes. `mixup` and `cutmix` are the alpha of their Beta distribution (0: off).
+    `batch_size` counts images over all processes; "auto" must be `settled` before a fit, because what fits depends on
+    the machine and belongs to the recipe as a number. `mixup` and `cutmix` are the alpha of their Beta distribution (0: off).
     `ema_decay` 0 turns the weight average off. `class_weights`: True or "balanced" weighs classes by inverse frequency.
     `patience`: epochs without a better `monitor` before a phase ends early (None: never). `clip_norm`: the gradient's
     largest 2-norm (None: unlimited). `freeze_batchnorm` keeps every BatchNorm's statistics, also in unfrozen stages.
     """
 
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = 64
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -58,8 +59,8 @@ class FitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.batch_size != "auto" and (isinstance(self.batch_size, str) or self.batch_size < 1):
+            raise UsageError(f"batch_size is {self.batch_size}; it must be at least 1, or auto")
         if self.weight_decay < 0:
             raise UsageError(f"weight_decay is {self.weight_decay}; it must not be negative")
         if not 0 <= self.label_smoothing < 1:
@@ -76,3 +77,10 @@ class FitOptions:
             raise unknown_name("monitor", self.monitor, METRICS)
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UsageError(f"clip_norm is {self.clip_norm}; it must be positive, or null for no clipping")
+
+    @property
+    def images_a_step(self) -> int:
+        """The batch size as a number. Raises `UsageError` where it is still to be found."""
+        if isinstance(self.batch_size, str):
+            raise UsageError("batch_size is auto, and nothing has found it yet: call toolkit.training.settled first")
+        return self.batch_size

@@ -19,6 +19,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def suffix() -> str:
+    """What keeps the file names of several processes apart; empty with one."""
+    return f"_rank{rank()}" if world_size() > 1 else ""
+
+
 def is_first() -> bool:
     """Whether this process speaks for all: the launcher's variables tell before the processes have met."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
