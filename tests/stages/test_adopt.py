@@ -72,6 +72,34 @@ def test_a_legacy_checkpoint_becomes_a_bundle_with_its_evidence(store: Store, ch
     assert torch.equal(restore(bundle).state_dict()["head.weight"], saved["model.5.weight"].float())
 
 
+def test_what_order_alone_tells_apart_is_told_until_the_old_model_proves_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layers = "nn.Flatten(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)"
+    (tmp_path / "square_code.py").write_text(f"from torch import nn\ndef old():\n    return nn.Sequential({layers})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class New(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(images_NCHW.flatten(1)).relu())
+
+    register("square", New, Preprocessing(size_px=(1, 1)))
+    import square_code  # pyright: ignore[reportMissingImports]
+
+    torch.save(square_code.old().state_dict(), tmp_path / "square.pt")
+    unproved = adopt("square", store=store, checkpoint=tmp_path / "square.pt")
+    assert "4 tensors have equals in shape" in store.reports(unproved.digest)["adopt"].details["notes"][0]
+    assert "told apart by their order alone" in caplog.text
+    proved = adopt("square", store=store, checkpoint=tmp_path / "square.pt", legacy="square_code:old")
+    assert proved == unproved
+    assert store.reports(proved.digest)["adopt"].details["notes"] == []
+    assert store.reports(proved.digest)["adopt"].details["legacy"]["bit_exact"]
+
+
 def test_the_same_input_gives_the_same_digest_and_no_place_in_it(store: Store, checkpoint: Path, tmp_path: Path) -> None:
     first = adopt("mine", store=store, checkpoint=str(checkpoint))
     elsewhere = tmp_path / "moved" / checkpoint.name

@@ -64,6 +64,12 @@ def from_checkpoint(
     matching, origin = fitted.matching, str(checkpoint)
     conversions = load_matched(fitted.net, held.tensors, matching, origin=origin)
     notes = [*held.notes, *matching.notes, *conversions]
+    if legacy is None and matching.by_order_alone:
+        unproved = f"{len(matching.by_order_alone)} tensors have equals in shape and are told apart by their order alone"
+        notes.append(f"{unproved}: legacy=<the old model> would prove it")
+        logger.warning(
+            "%s: %s. Give legacy=<module>:<callable>, or a TorchScript or .onnx file of the old model.", origin, unproved
+        )
     counts = ", ".join(f"{count} {how}" for how, count in matching.counts().items())
     logger.info("%s: %d tensors matched (%s).", origin, len(matching.sources), "; ".join([counts, *notes]))
     prepared = overridden(source.preprocessing or default_preprocessing(architecture), preprocessing)

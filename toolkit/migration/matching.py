@@ -77,6 +77,13 @@ class Matching:
         """Tensors for which several partners are equally likely."""
         return tuple(row for row in self.rows if row.how == "ambiguous")
 
+    @property
+    def by_order_alone(self) -> tuple[str, ...]:
+        """Tensors of the model that have equals in kind and shape, and were told apart by their order alone."""
+        ordered = [row for row in self.rows if row.how == "order" and row.target and not _is_counter(row.target)]
+        times = Counter((str(row.target).rpartition(".")[2], row.target_shape) for row in ordered)
+        return tuple(str(row.target) for row in ordered if times[str(row.target).rpartition(".")[2], row.target_shape] > 1)
+
     def counts(self) -> dict[str, int]:
         """How many rows of each kind."""
         return dict(Counter(row.how for row in self.rows))

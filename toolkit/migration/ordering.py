@@ -4,8 +4,12 @@ Two implementations of one architecture define the same layers in nearly the sam
 every point up to which they hold the same shapes; between two cuts a layer is matched if its shapes occur once there.
 Layers matched by name are fixed points of both rows. Ambiguous, and so reported and never guessed, are equal shapes in a run
 that stands in another order; their equals elsewhere in the same block, where agreement may be chance (RegNet's shortcut and
-first convolution have one shape, and two libraries define them in another order); and pairs whose names contradict their
-order (`left`, `right` against `right`, `left`).
+first convolution have one shape, and two libraries define them in another order); once any run stands in another order, equal
+shapes side by side in one module anywhere, unless their names number them; and pairs whose names contradict their order
+(`left`, `right` against `right`, `left`).
+
+What no file can show is two layers of one shape that changed places and nothing else: there the rows agree. Tensors for which
+order alone speaks are therefore counted, and only running both models (`legacy`) proves them.
 """
 
 import difflib
@@ -131,7 +135,24 @@ def _in_doubt(runs: list[Run]) -> dict[str, int]:
         for layer in block:
             if layer.signature in shapes and times[layer.signature] > 1:
                 doubtful.setdefault(layer.name, number)
+    if any(len(run[0]) > 1 for run in runs):
+        for number, group in enumerate(_siblings(runs), start=len(runs)):
+            doubtful |= {b.name: doubtful.get(b.name, number) for _, b in group}
     return doubtful
+
+
+def _siblings(runs: list[Run]) -> Iterator[list[tuple[Layer, Layer]]]:
+    """Layers of one shape in one module, on either side, whose names do not number them: where the order of the file has
+    proved to mean nothing elsewhere, nothing is left that tells them apart."""
+    pairs = [pair for run in runs for pair in zip(*_sorted(run), strict=True)]
+    for side in (0, 1):
+        groups: dict[tuple[str, Signature], list[tuple[Layer, Layer]]] = {}
+        for pair in pairs:
+            groups.setdefault((pair[side].name.rpartition(".")[0], pair[side].signature), []).append(pair)
+        for group in groups.values():
+            numbered = all(len({_template(pair[s].name) for pair in group}) == 1 for s in (0, 1))
+            if len(group) > 1 and not numbered:
+                yield group
 
 
 def _sorted(run: Run) -> Run:

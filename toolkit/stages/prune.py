@@ -49,9 +49,8 @@ def prune(
     """Remove whole channels from a bundle's model until it meets the target, and train it back.
 
     The channels of least importance by the criterion go, in widths on a grid; BatchNorm is re-estimated; recovery trains
-    the rest with the unpruned model as a teacher. The report `pruning` compares both: cost, measured latency, and scores on
-    the validation split after each step. The same bundle, data and settings are not pruned twice. `resume` names the
-    directory of an interrupted recovery.
+    the rest with the unpruned model as a teacher. The report `pruning` compares both: cost, measured latency, and validation
+    scores after each step. The same work is not done twice. `resume` names the directory of an interrupted recovery.
     """
     require_single(bundle, "pruned")
     recovery = _settled(recovery, bundle, data, resume)
