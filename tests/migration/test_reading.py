@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -175,6 +176,24 @@ def test_a_pickled_module_is_refused_with_the_way_out(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "model.pth")
     for part in ("model.pth", "torch.nn.modules", "run code", "state_dict(), 'weights.pt')"):
         assert part in str(refusal.value)
+
+
+def test_a_checkpoint_with_settings_in_it_is_refused_with_its_own_way_out(tmp_path: Path) -> None:
+    settings = OmegaConf.create({"lr": 0.1})
+    torch.save({"state_dict": STATE, "hyper_parameters": settings}, tmp_path / "last.ckpt")
+    with pytest.raises(InputRefused, match=r"last\.ckpt.*omegaconf.*training checkpoint") as refusal:
+        read_checkpoint(tmp_path / "last.ckpt")
+    assert "torch.save(saved['state_dict'], 'weights.pt')" in str(refusal.value)
+
+
+def test_the_average_of_torchs_own_averaging_is_read(tmp_path: Path) -> None:
+    model = net()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    torch.save({"ema": {"module": average.module.state_dict(), "updates": 1}}, tmp_path / "ema.pt")
+    assert same(read_checkpoint(tmp_path / "ema.pt"))
+    torch.save(average.state_dict(), tmp_path / "average.pt")
+    assert {"n_averaged", "module.0.weight"} <= set(read_checkpoint(tmp_path / "average.pt"))
 
 
 def test_an_exported_program_is_refused_for_what_it_is(tmp_path: Path) -> None:

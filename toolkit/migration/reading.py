@@ -28,7 +28,9 @@ from toolkit.models.torchscript_program import is_program, open_program
 SAFETENSORS = ".safetensors"
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", SAFETENSORS)
 
-RESAVE = "model = torch.load('{name}', weights_only=False); torch.save(model.state_dict(), 'weights.pt')"
+RESAVE = "saved = torch.load('{name}', weights_only=False); torch.save(saved{weights}, 'weights.pt')"
+ENTRY = "state_dict"  # of a training script's checkpoint
+ENTRY_BYTES = b"X\x0a\x00\x00\x00state_dict"  # as torch's pickles write this text
 
 PLAIN_TYPES = [
     argparse.Namespace,
@@ -147,11 +149,24 @@ def _program_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _holds_code(file: Path, name: str) -> InputRefused:
+    wrapped = _has_entry(file)
+    what = "a training checkpoint with more than weights in it" if wrapped else "a whole pickled model"
+    weights = f"['{ENTRY}']" if wrapped else ".state_dict()"
     return InputRefused(
         f"{file} holds an object of {name}, not tensors alone. Reading it would run code from the file, so it was not read. If "
-        "it is a whole pickled model that you trust, save its weights in the environment that wrote it, and adopt those: "
-        + RESAVE.format(name=file.name)
+        f"it is {what} that you trust, save its weights in the environment that wrote it, and adopt those: "
+        + RESAVE.format(name=file.name, weights=weights)
     )
+
+
+def _has_entry(file: Path) -> bool:
+    """Whether a pickle names an entry `state_dict`, seen from its bytes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    except (zipfile.BadZipFile, OSError, ValueError, StopIteration):
+        content = file.read_bytes()
+    return ENTRY_BYTES in content
 
 
 def _damaged(file: Path, reason: object) -> InputRefused:

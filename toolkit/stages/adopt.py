@@ -62,7 +62,8 @@ def adopt(
     unexpected, reshaped or ambiguous. So is a pickled model, because reading it would run its code. If you trust it, save
     its weights in the environment that wrote it:
 
-        model = torch.load("model.pth", weights_only=False); torch.save(model.state_dict(), "weights.pt")
+        saved = torch.load("model.pth", weights_only=False)
+        torch.save(saved.state_dict(), "weights.pt")  # or saved["state_dict"] of a training script's checkpoint
     """
     spec = _architecture(architecture, kwargs or {}, labels, checkpoint)
     if architecture in AS_FOUND:
