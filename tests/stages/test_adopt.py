@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from toolkit.bundle import Architecture, Preprocessing, Store
+from toolkit.cli import main
 from toolkit.errors import CheckFailed, InputRefused, UsageError
 from toolkit.models import build, register, registry, restore
 from toolkit.stages.adopt import adopt
@@ -16,6 +17,8 @@ from torch import nn
 def make(num_classes=3, eps=1e-5):
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=eps), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                          nn.Linear(4, num_classes))
+def named(num_classes):
+    return make(int(num_classes))
 """
 
 
@@ -108,6 +111,18 @@ def test_the_same_input_gives_the_same_digest_and_no_place_in_it(store: Store, c
     second = adopt("mine", store=Store(tmp_path / "other"), checkpoint=str(elsewhere))
     assert first.digest == second.digest
     assert str(tmp_path) not in (first.path / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("call", ["legacy_code:make(5, eps=1e-05)", "legacy_code:named('5')", 'legacy_code:named("5")'])
+def test_a_call_of_old_code_is_typed_as_python_writes_it(
+    call: str, store: Store, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["adopt", "architecture=mine", f"checkpoint={checkpoint}", f"legacy={call}", f"store={store.root}"])
+    assert done.value.code == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "9 tensors by order and shape" in shown
+    assert f"on 10 images (Python code: {call})" in shown
 
 
 def test_another_computation_is_refused_and_nothing_is_stored(store: Store, checkpoint: Path) -> None:

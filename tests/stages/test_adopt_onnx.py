@@ -1,11 +1,13 @@
 """An ONNX graph in service, in whatever form, becomes a baseline that answers as it did; what is unsafe is refused."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from rich.console import Console
 
 from tests.checks.planted import images, stored, trained
 from tests.migration.graph_forms import FORMS, write_form
@@ -15,6 +17,7 @@ from toolkit.bundle import ONNX, Store
 from toolkit.checks.regression_limits import GateLimits, Rule
 from toolkit.errors import InputRefused, UsageError
 from toolkit.models import restore
+from toolkit.release.tables import show_bundle
 from toolkit.stages.adopt import adopt
 from toolkit.stages.evaluate import evaluate
 from toolkit.stages.gate import gate
@@ -50,6 +53,11 @@ def test_the_contract_is_the_graphs(store: Store, tmp_path: Path) -> None:
     assert bundle.manifest.preprocessing.size_px == (32, 32)
     assert bundle.file(ONNX).read_bytes() == (tmp_path / "net.onnx").read_bytes()
     assert store.reports(bundle.digest)["adopt"].value("opset") == 20
+    console = Console(width=140, record=True, file=io.StringIO())
+    show_bundle(bundle, store, console)
+    shown = console.export_text()
+    for part in ("onnx, opset 20, IR version 10", "photos: uint8 (n, 32, 32, 3), pixels", "logits: float32 (batch, 3), logits"):
+        assert part in shown
 
 
 def test_the_same_graph_gives_the_same_bundle_wherever_it_lies(store: Store, tmp_path: Path) -> None:

@@ -16,8 +16,14 @@ SPECIAL = set(",'\"[]{}$\\")
 
 
 def quoted(override: str) -> str:
-    """`key=value` with the value quoted where the key takes text; lists, sweeps, interpolations and null stay as they are."""
+    """`key=value` with the value quoted where the key takes text; lists, sweeps, interpolations and null stay as they are.
+
+    A call (`legacy=old_code:build('b0', width=2)`) is text as a whole, its quotes and commas too.
+    """
     key, separator, value = override.partition("=")
+    if key.rpartition(".")[2] == "legacy" and re.fullmatch(r"[^'\"$]+\(.*\)", value):
+        escaped = value.replace("'", r"\'")
+        return f"{key}='{escaped}'"
     plain = separator and key.lstrip("+").rpartition(".")[2] in TEXT and value not in ("", "null", "???")
     return f"{key}='{value}'" if plain and not SPECIAL & set(value) else override
 

@@ -29,6 +29,8 @@ SAFETENSORS = ".safetensors"
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", SAFETENSORS)
 
 RESAVE = "saved = torch.load('{name}', weights_only=False); torch.save(saved{weights}, 'weights.pt')"
+HOSTILE = {"os", "posix", "nt", "subprocess", "sys", "socket", "shutil", "pty", "runpy", "importlib", "ctypes", "webbrowser"}
+HOSTILE_BUILTINS = {"eval", "exec", "compile", "open", "getattr", "__import__"}
 ENTRY = "state_dict"  # of a training script's checkpoint
 ENTRY_BYTES = b"X\x0a\x00\x00\x00state_dict"  # as torch's pickles write this text
 
@@ -149,6 +151,13 @@ def _program_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _holds_code(file: Path, name: str) -> InputRefused:
+    package, function = name.partition(".")[0], name.rpartition(".")[2]
+    builtin = package in ("builtins", "__builtin__", function)  # torch leaves the module of builtins out
+    if package in HOSTILE or (builtin and function in HOSTILE_BUILTINS):
+        return InputRefused(
+            f"{file} calls {name}, which no checkpoint needs: reading it would run code from the file, so it was not read. Do "
+            "not load it by other means either; take the weights from where they came."
+        )
     wrapped = _has_entry(file)
     what = "a training checkpoint with more than weights in it" if wrapped else "a whole pickled model"
     weights = f"['{ENTRY}']" if wrapped else ".state_dict()"

@@ -2,10 +2,17 @@
 
 from collections.abc import Sequence
 
-from toolkit.bundle import Manifest, Report, Store
+from toolkit.bundle import Manifest, Report, Store, TensorSpec
 
 KINDS = {"carried": "classes carried over", "new": "classes new", "dropped": "classes dropped"}
 MATCHED = "tensors "  # how the measurements of a match are named
+HOW = {
+    "exact": "by name",
+    "renamed": "by name, renamed",
+    "order": "by order and shape",
+    "shape": "by shape alone",
+    "default": "at their starting value",
+}
 
 
 def findings(store: Store, digest: str) -> list[tuple[str, str]]:
@@ -22,6 +29,14 @@ def architecture_words(manifest: Manifest) -> str:
     return key
 
 
+def contract_words(manifest: Manifest) -> list[tuple[str, str]]:
+    """What a graph or program that was adopted as it is takes and returns; nothing for the others, which are all alike."""
+    if manifest.architecture.key not in ("onnx", "torchscript"):
+        return []
+    inputs, outputs = (", ".join(map(_tensor, specs)) for specs in (manifest.contract.inputs, manifest.contract.outputs))
+    return [("takes", inputs), ("returns", outputs)]
+
+
 def few(names: Sequence[str]) -> str:
     """How many, and the first of them."""
     return f"{len(names)}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
@@ -30,10 +45,9 @@ def few(names: Sequence[str]) -> str:
 def _adoption(report: Report | None) -> list[tuple[str, str]]:
     if report is None:
         return []
-    how = [
-        f"{m.value:.0f} {m.name.removeprefix(MATCHED)}" for m in report.measurements if m.name.startswith(MATCHED) and m.value
-    ]
-    found = [("matched", f"tensors: {', '.join(how)}")] if how else []
+    counts = {m.name.removeprefix(MATCHED): m.value for m in report.measurements if m.name.startswith(MATCHED) and m.value}
+    how = [f"{count:.0f} tensors {HOW.get(kind, kind)}" for kind, count in counts.items()]
+    found = [("matched", ", ".join(how))] if how else []
     legacy = report.details.get("legacy")
     if legacy:
         found.append(("proved", _proof(legacy)))
@@ -42,12 +56,17 @@ def _adoption(report: Report | None) -> list[tuple[str, str]]:
 
 
 def _proof(legacy: dict[str, object]) -> str:
-    where = f"on {legacy['num_images']} images ({legacy.get('run_as', 'Python code')} {legacy['code']})"
+    where = f"on {legacy['num_images']} images ({legacy.get('run_as', 'Python code')}: {legacy['code']})"
     if legacy["bit_exact"]:
         return f"logits equal to the legacy model's, bit for bit, {where}"
     if legacy.get("error_floors") is not None:
-        return f"logits within {legacy['error_floors']:.2g} times float32's own rounding of the legacy model's, {where}"
+        return f"logits equal to the legacy model's within {legacy['error_floors']:.2g} times float32's own rounding, {where}"
     return f"logits within {legacy['max_abs_difference_float64']:.2g} of the legacy model's in float64, {where}"
+
+
+def _tensor(spec: TensorSpec) -> str:
+    dims = ", ".join(str(dim) for dim in spec.dims)
+    return f"{spec.name}: {spec.dtype} ({dims}), {spec.meaning}"
 
 
 def _classes(report: Report | None) -> list[tuple[str, str]]:

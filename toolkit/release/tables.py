@@ -9,7 +9,7 @@ from rich.tree import Tree
 
 from toolkit.bundle import Bundle, Measurement, Report, Store
 from toolkit.release.benchmark_table import benchmark_tables
-from toolkit.release.findings import architecture_words, few, findings
+from toolkit.release.findings import architecture_words, contract_words, few, findings
 from toolkit.release.quantities import (
     SCORES,
     Row,
@@ -84,6 +84,7 @@ def show_bundle(bundle: Bundle, store: Store, console: Console) -> None:
         ("architecture", f"{architecture_words(manifest)}{pruned}"),
         ("labels", few(manifest.labels)),
         ("input", f"{manifest.preprocessing.colour} {size[0]}×{size[1]} px, {manifest.preprocessing.resize}"),
+        *contract_words(manifest),
         ("made by", f"{manifest.lineage.stage} from {', '.join(p[:12] for p in manifest.lineage.parents) or 'outside'}"),
         *findings(store, bundle.digest),
         ("files", ", ".join(f"{name} ({_mib(bundle, name)})" for name in sorted(manifest.files))),
