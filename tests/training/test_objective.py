@@ -42,6 +42,26 @@ def test_distillation_vanishes_at_the_teacher_and_keeps_the_hard_share() -> None
     assert torch.allclose((total / weight).sum(), 0.3 * hard, atol=1e-6)
 
 
+def test_focus_weighs_what_the_teacher_has_right() -> None:
+    teacher_NK = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+    right_N = teacher_NK.argmax(1) == TARGETS_N
+    assert 0 < right_N.sum() < 12
+
+    def soft(focus: float, rows: torch.Tensor) -> torch.Tensor:
+        total, weight = Objective(0.0, None, Distillation(1.0, 1.0, focus))(
+            LOGITS_NK[rows], Targets(TARGETS_N[rows]), teacher_NK[rows]
+        )
+        assert torch.equal(weight, torch.full((2,), float(rows.sum())))
+        return total.sum()
+
+    everything = torch.ones(12, dtype=torch.bool)
+    assert torch.allclose(soft(5.0, everything), 6 * soft(0.0, right_N) + soft(0.0, ~right_N), rtol=1e-5)
+    mixed = Targets(TARGETS_N, TARGETS_N.flip(0), torch.full((12,), 0.25))
+    swapped = Targets(TARGETS_N.flip(0), TARGETS_N, torch.full((12,), 0.75))
+    objective = Objective(0.0, None, Distillation(1.0, 1.0, 5.0))
+    assert torch.allclose(objective(LOGITS_NK, mixed, teacher_NK)[0], objective(LOGITS_NK, swapped, teacher_NK)[0])
+
+
 def test_balanced_weights_average_one_and_level_the_classes() -> None:
     weight_K = balanced_weights(TARGETS_N, 4)
     count_K = torch.bincount(TARGETS_N, minlength=4)

@@ -12,6 +12,7 @@ STAGES = {
     "adopt": "Adopted a network",
     "finetune": "Fine-tuned",
     "prune": "Pruned and recovered",
+    "interpolate": "Interpolated with its predecessor",
     "calibrate": "Calibrated",
     "export": "Exported to ONNX",
 }

@@ -43,7 +43,8 @@ class Objective:
         if self.distillation is None or teacher_NK is None:
             return loss_N.sum()[None], weight_N.sum()[None]
         share = self.distillation.weight
-        soft = divergence(logits_NK, teacher_NK, temperature=self.distillation.temperature).sum()
+        soft_N = divergence(logits_NK, teacher_NK, temperature=self.distillation.temperature)
+        soft = (soft_N * (1 + self.distillation.focus * _share_right(teacher_NK, targets))).sum()
         terms_T = torch.stack([(1 - share) * loss_N.sum(), share * soft])
         return terms_T, torch.stack([weight_N.sum(), torch.ones_like(weight_N).sum()])
 
@@ -53,6 +54,15 @@ class Objective:
         )
         weight_N = torch.ones_like(loss_N) if self.weight_K is None else self.weight_K[targets_N]
         return loss_N, weight_N
+
+
+def _share_right(teacher_NK: Tensor, targets: Targets) -> Tensor:
+    """How much of each sample's target the teacher has right (N,): 0 or 1, or the share of the one it names."""
+    answers_N = teacher_NK.argmax(1)
+    right_N = (answers_N == targets.first_N).float()
+    if targets.second_N is None or targets.share_N is None:
+        return right_N
+    return torch.lerp((answers_N == targets.second_N).float(), right_N, targets.share_N)
 
 
 def divergence(logits_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
