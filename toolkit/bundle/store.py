@@ -1,11 +1,13 @@
 """Bundles on disk, by digest.
 
 `<root>/bundles/<digest>/` holds a manifest and the files it hashes; `<root>/reports/<digest>/<check>.json` what checks
-said; `<root>/aliases/<name>.json` the names that move. A bundle is written into a staging directory and renamed to its
-digest, so one that can be seen is complete. Opening re-hashes every file: one flipped bit in a weight file loads without
-any error from the libraries that read it, and only the manifest notices.
+said, with its tensors, where it has any, in a file beside it; `<root>/aliases/<name>.json` the names that move. A bundle is
+written into a staging directory and renamed to its digest, so one that can be seen is complete. Opening re-hashes every
+file: one flipped bit in a weight file loads without any error from the libraries that read it, and only the manifest
+notices.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -14,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from toolkit import __version__
 from toolkit.bundle.aliases import Aliases
@@ -189,13 +191,49 @@ class Store:
                 waiting.extend(found[-1].manifest.lineage.parents)
         return found
 
-    def add_report(self, report: Report) -> Path:
-        """Keep a report beside its first subject, replacing an earlier one of the same check; returns its path."""
+    def add_report(self, report: Report, *, tensors: Mapping[str, torch.Tensor] | None = None) -> Path:
+        """Keep a report beside its first subject, replacing an earlier one of the same check; returns its path.
+
+        `tensors` are written first, to a file named by their content, and the report names that file in
+        `details.tensors`: whoever reads the old report or the new one finds the tensors that belong to it.
+        """
         if not CHECK_NAME.fullmatch(report.check):
             raise UsageError(f"'{report.check}' cannot name a report: use lower-case letters, digits, '.', '_' and '-'.")
-        path = self.root / "reports" / report.subjects[0] / f"{report.check}.json"
+        directory = self.root / "reports" / report.subjects[0]
+        kept = None
+        if tensors is not None:
+            content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+            digest = hashlib.sha256(content).hexdigest()
+            kept = directory / f"{report.check}-{digest[:16]}.safetensors"
+            write_atomic(kept, content)
+            report = replace(report, details={**report.details, "tensors": {"file": kept.name, "sha256": digest}})
+        path = directory / f"{report.check}.json"
         write_atomic(path, report.to_json())
+        for stale in directory.glob(f"{report.check}-{'[0-9a-f]' * 16}.safetensors"):
+            if stale != kept:
+                stale.unlink(missing_ok=True)
         return path
+
+    def report_tensors(self, report: Report) -> dict[str, torch.Tensor]:
+        """The tensors kept with a stored report, by name, on the CPU; none where it has none.
+
+        Raises `InputRefused`, naming the file, when they are missing, damaged or not those of this report.
+        """
+        named = report.details.get("tensors")
+        if named is None:
+            return {}
+        path = self.root / "reports" / report.subjects[0] / Path(str(named["file"])).name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputRefused(
+                f"{path} cannot be read ({error.strerror or error}): run the check '{report.check}' again."
+            ) from error
+        if hashlib.sha256(content).hexdigest() != named["sha256"]:
+            raise InputRefused(
+                f"{path} is corrupt (its sha256 differs from the report's): run the check '{report.check}' again."
+            )
+        return load(content)
 
     def reports(self, digest: str) -> dict[str, Report]:
         """The reports whose first subject is the bundle `digest`, by check name."""

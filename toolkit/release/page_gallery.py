@@ -1,4 +1,4 @@
-"""Small pictures of the flipped images, embedded in the page."""
+"""Small pictures of images, embedded in the page."""
 
 import base64
 import io
@@ -24,11 +24,12 @@ def gallery(flips: Sequence[Mapping[str, Any]], images: ImageSet | None) -> list
     shown = []
     for kind, most in MAX_SHOWN.items():
         for flip in [flip for flip in flips if flip["kind"] == kind][:most]:
-            shown.append({**flip, "picture": _thumbnail(sources[flip["key"]]) if flip["key"] in sources else None})
+            shown.append({**flip, "picture": thumbnail(sources[flip["key"]]) if flip["key"] in sources else None})
     return shown
 
 
-def _thumbnail(source: Any) -> str | None:
+def thumbnail(source: Any) -> str | None:
+    """A small JPEG of the image as a data URI; None where it cannot be read."""
     try:
         pixels_HWC = render(source, THUMBNAIL)
     except (ToolkitError, OSError):

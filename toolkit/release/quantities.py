@@ -63,6 +63,30 @@ TITLES = {
     "contract.labels_identical": "Labels identical",
     "contract.breaking": "Breaking contract changes",
     "contract.compatible": "Compatible contract changes",
+    "embedding.auc": "Telling new images from old (AUC)",
+    "embedding.mmd": "Distance of the embeddings (MMD²)",
+    "image.ks": "Light, sharpness, colour, size (largest KS)",
+    "answers.psi": "Answers (PSI less chance)",
+    "confidence.ks": "Confidence (KS)",
+    "labels.psi": "True labels (PSI less chance)",
+    "accuracy.loss": "Accuracy, loss",
+    "balanced_accuracy.loss": "Balanced accuracy, loss",
+    "roc_auc.loss": "ROC-AUC, loss",
+    "estimated.loss": "Accuracy, loss estimated from confidence",
+    "estimated.loss_atc": "Accuracy, loss estimated by ATC",
+    "samples.new": "New images",
+    "samples.reference": "Reference images",
+    "runs_here": "Works here",
+    "releases_behind": "Packages behind those installed",
+    "evidence.answers": "Answers",
+    "evidence.confidence": "Confidence",
+    "evidence.distance": "Distance of images",
+    "evidence.labels": "True labels",
+    "evidence.errors": "Wrong answers",
+    "evidence.discordant": "Against the former model",
+    "samples.seen": "Samples",
+    "samples.refused": "Refused",
+    "opset_behind": "Operator set behind the newest",
 }
 SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "recall", "precision", "alert_recall", "alert_precision"}
 SHARES = {
@@ -73,8 +97,17 @@ SHARES = {
     "churn",
     "excess_churn",
     "top1_agreement",
+    "accuracy.loss",
+    "balanced_accuracy.loss",
+    "estimated.loss",
+    "estimated.loss_atc",
 }
-FLAGS = {"parity.passed": ("failed", "passed"), "contract.labels_identical": ("no", "yes"), "finite": ("no", "yes")}
+FLAGS = {
+    "parity.passed": ("failed", "passed"),
+    "contract.labels_identical": ("no", "yes"),
+    "finite": ("no", "yes"),
+    "runs_here": ("no", "yes"),
+}
 LOWER_IS_BETTER = {"nll", "brier", "ece", "latency_median", "latency_p95", "macs", "parameters", "size", "weights_size", "loss"}
 VERDICTS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 

@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from toolkit.bundle import Bundle, Measurement, Report, Store
 from toolkit.release.benchmark_table import benchmark_tables
+from toolkit.release.drift_table import show_drift
 from toolkit.release.findings import architecture_words, contract_words, few, findings
 from toolkit.release.quantities import (
     SCORES,
@@ -40,6 +41,9 @@ def show_report(report: Report, console: Console) -> None:
     compared = rows(report)
     if report.check == "benchmark":
         console.print(*benchmark_tables(report))
+        return
+    if report.check == "drift":
+        show_drift(report, console)
         return
     if compared:
         console.print(_comparison_table(report, compared))

@@ -1,0 +1,194 @@
+"""Watching a model in service: counts that grow, wagers on them, and alarms that stay.
+
+Each test's e-value is a function of counts alone, so the state is small, and counts, marks of what was read and alarms are
+saved together: a process killed at any moment has counted a batch whole or not at all. An alarm stays until a person starts
+a new state, because a stream that has drifted once is not cured by averaging.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.bundle import Bundle, Limit, Measurement, Report, environment
+from toolkit.bundle.atomic import write_atomic
+from toolkit.bundle.manifest import from_plain
+from toolkit.checks.drift_verdict import Threshold
+from toolkit.checks.monitor_records import Answer
+from toolkit.checks.monitor_reference import TESTS, Reference, distances
+from toolkit.checks.sequential import log_e_rate, log_e_shares
+from toolkit.data.arrivals import Marks
+from toolkit.errors import InputRefused
+
+CHECK = "monitor"
+SCHEMA = 1
+MAX_POINTS = 400
+
+
+@dataclass(frozen=True)
+class State:
+    """What has been seen of one bundle's service. `counts` by test; `points` the course of the evidence, for the chart.
+
+    `alarms` maps a test to the number of samples and the time at which its wager won.
+    """
+
+    bundle: str
+    profile: str
+    alpha: float
+    schema: int = SCHEMA
+    marks: Marks = field(default_factory=Marks)
+    counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    num_samples: int = 0
+    num_batches: int = 0
+    num_refused: int = 0
+    alarms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    points: tuple[Mapping[str, Any], ...] = ()
+    updated_utc: str = ""
+
+    def save(self, path: Path) -> None:
+        """Write the state; it is the old one or the new one at every moment."""
+        write_atomic(path, json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False).encode())
+
+
+def load_state(path: Path, bundle: Bundle, profile: Report, *, alpha: float) -> State:
+    """The state kept at `path`, or a new one. Raises `InputRefused` for a damaged one and for another bundle's or profile's."""
+    fresh = State(bundle.digest, profile.details["tensors"]["sha256"], alpha)
+    if not path.exists():
+        return fresh
+    try:
+        state = from_plain(State, json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise InputRefused(
+            f"{path} is not a monitor's state ({error}): restore it from a copy, or move it away to start anew."
+        ) from error
+    for name in ("bundle", "profile", "alpha", "schema"):
+        if getattr(state, name) != getattr(fresh, name):
+            raise InputRefused(
+                f"{path} was kept for another {name} ({str(getattr(state, name))[:12]}, now {str(getattr(fresh, name))[:12]}): "
+                "give another output=<dir>, or move it away to start anew."
+            )
+    return state
+
+
+def counted(
+    state: State,
+    answers: Sequence[Answer],
+    reference: Reference,
+    *,
+    marks: Marks,
+    embeddings_NP: np.ndarray | None = None,
+    num_refused: int = 0,
+) -> State:
+    """The state after a batch: counts, evidence, alarms and marks together."""
+    new = _counts(answers, reference, embeddings_NP)
+    counts = {name: _sum(state.counts.get(name), new.get(name)) for name in {*state.counts, *new}}
+    num_samples = state.num_samples + len(answers)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    evidence = log_evidence(counts, reference)
+    alarms = dict(state.alarms)
+    for name, value in evidence.items():
+        if value >= reference.alarm_at and name not in alarms:
+            alarms[name] = {"num_samples": num_samples, "time_utc": now, "log10_e": value / np.log(10)}
+    point = {"num_samples": num_samples, "time_utc": now, "batch": {k: list(v) for k, v in new.items()}}
+    point["log10_e"] = {name: value / np.log(10) for name, value in evidence.items()}
+    return replace(
+        state,
+        marks=marks,
+        counts=counts,
+        num_samples=num_samples,
+        num_batches=state.num_batches + 1,
+        num_refused=state.num_refused + num_refused,
+        alarms=alarms,
+        points=_thinned((*state.points, point)) if answers else state.points,
+        updated_utc=now,
+    )
+
+
+def log_evidence(counts: Mapping[str, Sequence[int]], reference: Reference) -> dict[str, float]:
+    """The natural logarithm of each test's e-value; tests without data or without a null are left out."""
+    found = {
+        name: log_e_shares(counts[name], reference.regions[name])
+        for name in TESTS
+        if name in counts and name in reference.regions
+    }
+    if "errors" in counts and reference.highest_error is not None:
+        found["errors"] = log_e_rate(counts["errors"][0], counts["errors"][1], reference.highest_error)
+    if "discordant" in counts:
+        found["discordant"] = log_e_rate(counts["discordant"][0], counts["discordant"][1], 0.5)
+    return found
+
+
+def monitor_report(state: State, reference: Reference, bundle: Bundle, *, min_samples: Threshold) -> Report:
+    """The report `monitor`: the evidence of each test against its alarm line. Fails from the first alarm on."""
+    limit = Limit("<=", reference.alarm_at / np.log(10), f"False alarms over all looks and tests: at most {reference.alpha:g}.")
+    evidence = log_evidence(state.counts, reference)
+    measurements = [
+        Measurement(
+            f"evidence.{name}",
+            value / np.log(10),
+            unit="log10",
+            n=_seen(name, state.counts),
+            limit=limit,
+            passed=name not in state.alarms,
+        )
+        for name, value in evidence.items()
+    ]
+    measurements += [
+        Measurement.against(
+            "samples.seen", float(state.num_samples), Limit(">=", min_samples.value, min_samples.reason), unit="samples"
+        ),
+        Measurement("samples.refused", float(state.num_refused), unit="samples"),
+    ]
+    few = state.num_samples < min_samples.value
+    details = {
+        "alarms": {name: dict(alarm) for name, alarm in state.alarms.items()},
+        "counts": {name: list(found) for name, found in state.counts.items()},
+        "reference": {name: list(found) for name, found in reference.shares.items()},
+        "highest_error": reference.highest_error,
+        "labels": list(bundle.manifest.labels),
+        "points": [dict(point) for point in state.points],
+        "num_batches": state.num_batches,
+        "updated_utc": state.updated_utc,
+        "alarm_at": reference.alarm_at / np.log(10),
+    }
+    verdict = "fail" if state.alarms else "undecided" if few else "pass"
+    return Report(CHECK, (bundle.digest,), verdict, tuple(measurements), details, environment())
+
+
+def _counts(answers: Sequence[Answer], reference: Reference, embeddings_NP: np.ndarray | None) -> dict[str, tuple[int, ...]]:
+    num_classes = len(reference.shares["answers"])
+    found: dict[str, Sequence[int]] = {"answers": np.bincount([a.predicted for a in answers], minlength=num_classes).tolist()}
+    sure = [a.confidence for a in answers if a.confidence is not None]
+    if sure:
+        found["confidence"] = reference.confidence.counts_of(np.array(sure))
+    if embeddings_NP is not None and len(embeddings_NP):
+        found["distance"] = reference.distance.counts_of(distances(embeddings_NP))
+    known = [a for a in answers if a.truth is not None]
+    if known:
+        found["labels"] = np.bincount([a.truth for a in known if a.truth is not None], minlength=num_classes).tolist()
+        found["errors"] = (sum(a.predicted != a.truth for a in known), len(known))
+    pairs = [a for a in known if a.baseline is not None]
+    if pairs:
+        worse = sum(a.baseline == a.truth != a.predicted for a in pairs)
+        found["discordant"] = (worse, worse + sum(a.predicted == a.truth != a.baseline for a in pairs))
+    return {name: tuple(int(value) for value in values) for name, values in found.items()} if answers else {}
+
+
+def _sum(before: Sequence[int] | None, new: Sequence[int] | None) -> tuple[int, ...]:
+    if before is None or new is None:
+        return tuple(before or new or ())
+    return tuple(a + b for a, b in zip(before, new, strict=True))
+
+
+def _seen(name: str, counts: Mapping[str, Sequence[int]]) -> int:
+    return counts[name][1] if name in ("errors", "discordant") else sum(counts[name])
+
+
+def _thinned(points: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
+    """At most `MAX_POINTS` points: of too many, every other one goes, the newest stays."""
+    return points if len(points) <= MAX_POINTS else (*points[:-1:2], points[-1])
