@@ -112,14 +112,14 @@ def counted(
 def log_evidence(counts: Mapping[str, Sequence[int]], reference: Reference) -> dict[str, float]:
     """The natural logarithm of each test's e-value; tests without data or without a null are left out."""
     found = {
-        name: log_e_shares(counts[name], reference.regions[name])
+        name: float(log_e_shares(counts[name], reference.regions[name]))
         for name in TESTS
         if name in counts and name in reference.regions
     }
     if "errors" in counts and reference.highest_error is not None:
-        found["errors"] = log_e_rate(counts["errors"][0], counts["errors"][1], reference.highest_error)
+        found["errors"] = float(log_e_rate(counts["errors"][0], counts["errors"][1], reference.highest_error))
     if "discordant" in counts:
-        found["discordant"] = log_e_rate(counts["discordant"][0], counts["discordant"][1], 0.5)
+        found["discordant"] = float(log_e_rate(counts["discordant"][0], counts["discordant"][1], 0.5))
     return found
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special, stats
 
 REGION_SHARE = 0.25
@@ -41,26 +42,26 @@ def region(counts_B: Sequence[int], *, error: float) -> Region:
     return Region(low_B, high_B)
 
 
-def log_e_shares(counts_B: Sequence[int], null: Region) -> float:
-    """Natural logarithm of the e-value that counts so far have against shares inside `null`.
+def log_e_shares(counts: ArrayLike, null: Region) -> np.ndarray:
+    """Natural logarithm of the e-value (...) that counts so far (..., B) have against shares inside `null`.
 
     A mixture over all alternatives (Dirichlet with parameter 1/2) against the likeliest member of the null.
     """
-    counts = np.asarray(counts_B, float)
-    num = len(counts)
-    mixture = special.gammaln(num * PRIOR) - special.gammaln(counts.sum() + num * PRIOR)
-    mixture += (special.gammaln(counts + PRIOR) - special.gammaln(PRIOR)).sum()
-    return float(mixture - _largest_log_likelihood(counts, null))
+    found = np.asarray(counts, float)
+    prior = PRIOR * found.shape[-1]
+    mixture = special.gammaln(prior) - special.gammaln(found.sum(axis=-1) + prior)
+    mixture = mixture + (special.gammaln(found + PRIOR) - special.gammaln(PRIOR)).sum(axis=-1)
+    return mixture - _largest_log_likelihood(found, null)
 
 
-def log_e_rate(k: int, n: int, highest: float) -> float:
-    """Natural logarithm of the e-value that k successes in n trials have against a rate of at most `highest` (0..1).
+def log_e_rate(k: ArrayLike, n: ArrayLike, highest: float) -> np.ndarray:
+    """Natural logarithm of the e-value (...) that k successes in n trials have against a rate of at most `highest` (0..1).
 
     A uniform mixture over the rates above it. At 1/2 it is the test of two models on the samples where they disagree.
     """
-    highest = min(max(highest, 1e-12), 1 - 1e-12)
+    k, n, highest = np.asarray(k), np.asarray(n), min(max(highest, 1e-12), 1 - 1e-12)
     mixture = special.betaln(k + 1, n - k + 1) + stats.beta.logsf(highest, k + 1, n - k + 1) - np.log1p(-highest)
-    return float(mixture - k * np.log(highest) - (n - k) * np.log1p(-highest))
+    return mixture - k * np.log(highest) - (n - k) * np.log1p(-highest)
 
 
 def highest_rate(k: int, n: int, *, error: float) -> float:
@@ -68,18 +69,19 @@ def highest_rate(k: int, n: int, *, error: float) -> float:
     return 1.0 if k >= n else float(stats.beta.ppf(1 - error, k + 1, n - k))
 
 
-def _largest_log_likelihood(counts: np.ndarray, null: Region) -> float:
-    """The largest log-likelihood of the counts over the region: shares in proportion to the counts, cut at the bounds."""
+def _largest_log_likelihood(counts: np.ndarray, null: Region) -> np.ndarray:
+    """The largest log-likelihood of counts (..., B) over the region: shares in proportion to the counts, cut at the bounds.
+
+    The common factor is found by bisection; where even the upper bounds of all that was seen leave something over, it goes
+    to categories that were not seen and changes nothing.
+    """
     seen = counts > 0
-    if not seen.any():
-        return 0.0
-
-    def shares(scale: float) -> np.ndarray:
-        return np.clip(counts * scale, null.low_B, null.high_B)
-
-    small, large = 0.0, 1.0 / counts[seen].min()
-    if shares(large).sum() > 1:
-        for _ in range(100):
-            middle = (small + large) / 2
-            small, large = (small, middle) if shares(middle).sum() > 1 else (middle, large)
-    return float((counts[seen] * np.log(np.maximum(shares(large)[seen], 1e-300))).sum())
+    large = 1.0 / np.where(seen, counts, np.inf).min(axis=-1, initial=np.inf, keepdims=True)
+    large = np.where(large > 0, large, 1.0)
+    small = np.zeros_like(large)
+    for _ in range(60):
+        middle = (small + large) / 2
+        too_large = np.clip(counts * middle, null.low_B, null.high_B).sum(axis=-1, keepdims=True) > 1
+        small, large = np.where(too_large, small, middle), np.where(too_large, middle, large)
+    shares = np.clip(counts * large, null.low_B, null.high_B)
+    return np.where(seen, counts * np.log(np.maximum(shares, 1e-300)), 0.0).sum(axis=-1)
