@@ -7,6 +7,7 @@ a new state, because a stream that has drifted once is not cured by averaging.
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from toolkit.errors import InputRefused
 CHECK = "monitor"
 SCHEMA = 1
 MAX_POINTS = 400
+LN10 = math.log(10)
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ def counted(
     alarms = dict(state.alarms)
     for name, value in evidence.items():
         if value >= reference.alarm_at and name not in alarms:
-            alarms[name] = {"num_samples": num_samples, "time_utc": now, "log10_e": value / np.log(10)}
+            alarms[name] = {"num_samples": num_samples, "time_utc": now, "log10_e": value / LN10}
     point = {"num_samples": num_samples, "time_utc": now, "batch": {k: list(v) for k, v in new.items()}}
-    point["log10_e"] = {name: value / np.log(10) for name, value in evidence.items()}
+    point["log10_e"] = {name: value / LN10 for name, value in evidence.items()}
     return replace(
         state,
         marks=marks,
@@ -125,12 +127,12 @@ def log_evidence(counts: Mapping[str, Sequence[int]], reference: Reference) -> d
 
 def monitor_report(state: State, reference: Reference, bundle: Bundle, *, min_samples: Threshold) -> Report:
     """The report `monitor`: the evidence of each test against its alarm line. Fails from the first alarm on."""
-    limit = Limit("<=", reference.alarm_at / np.log(10), f"False alarms over all looks and tests: at most {reference.alpha:g}.")
+    limit = Limit("<=", reference.alarm_at / LN10, f"False alarms over all looks and tests: at most {reference.alpha:g}.")
     evidence = log_evidence(state.counts, reference)
     measurements = [
         Measurement(
             f"evidence.{name}",
-            value / np.log(10),
+            value / LN10,
             unit="log10",
             n=_seen(name, state.counts),
             limit=limit,
@@ -154,7 +156,7 @@ def monitor_report(state: State, reference: Reference, bundle: Bundle, *, min_sa
         "points": [dict(point) for point in state.points],
         "num_batches": state.num_batches,
         "updated_utc": state.updated_utc,
-        "alarm_at": reference.alarm_at / np.log(10),
+        "alarm_at": reference.alarm_at / LN10,
     }
     verdict = "fail" if state.alarms else "undecided" if few else "pass"
     return Report(CHECK, (bundle.digest,), verdict, tuple(measurements), details, environment())

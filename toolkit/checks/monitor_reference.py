@@ -77,7 +77,7 @@ def reference(profile: Profile, *, alpha: float) -> Reference:
 
 
 def distances(embeddings_NP: np.ndarray) -> np.ndarray:
-    """The root of the mean square of each whitened embedding (N,): about 1 for images of the reference."""
+    """The root of the mean square of each whitened embedding (N,): a little above 1 for images of the reference."""
     return np.sqrt((embeddings_NP**2).mean(axis=1))
 
 
