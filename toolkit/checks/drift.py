@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.bundle import Bundle, Limit, Measurement, Report, environment
-from toolkit.checks.drift_embedding import ClassifierTest, classifier_test, mmd
+from toolkit.checks.drift_embedding import NUM_PERMUTATIONS, ClassifierTest, classifier_test, mmd
 from toolkit.checks.drift_evidence import Counts, Found, components, histograms, slice_results, typical
 from toolkit.checks.drift_performance import Change, accuracy_change, estimated_change, metric_change, probe
 from toolkit.checks.drift_statistics import benjamini_hochberg, count_shift, holm, shift
@@ -67,18 +67,20 @@ def drift(
         details |= {"decision": "undecided", "reasons": [_missing(sizes, thresholds)]}
         return Report(CHECK, (bundle.digest,), "undecided", tuple(sizes), details, environment())
     found = measure(profile, new, thresholds, seed=seed)
-    evidence = _evidence(found, new, thresholds, aged)
+    evidence = evidence_of(found, new, thresholds, aged)
     decision, reasons = decide(evidence)
     details |= {"decision": decision, "reasons": reasons, "tests": found.tests(thresholds.alpha.value), **found.pictures(new)}
     measurements = (*found.measurements(evidence, thresholds), *sizes, *_aged(aged))
     return Report(CHECK, (bundle.digest,), verdict_for(decision), measurements, details, environment())
 
 
-def measure(profile: Profile, new: Observed, thresholds: Thresholds, *, seed: int = 0) -> Found:
+def measure(
+    profile: Profile, new: Observed, thresholds: Thresholds, *, num_permutations: int = NUM_PERMUTATIONS, seed: int = 0
+) -> Found:
     """Every test and effect of a batch that is large enough."""
     embeddings_NP = profile.embed(new.features_ND)
-    distance, mmd_p = mmd(profile.embeddings_MP, embeddings_NP, seed=seed)
-    told_apart = classifier_test(profile.embeddings_MP, embeddings_NP, seed=seed)
+    distance, mmd_p = mmd(profile.embeddings_MP, embeddings_NP, num_permutations=num_permutations, seed=seed)
+    told_apart = classifier_test(profile.embeddings_MP, embeddings_NP, num_permutations=num_permutations, seed=seed)
     images = [shift(name, profile.statistics_NS[:, i], new.statistics_NS[:, i]) for i, name in enumerate(STATISTICS)]
     predicted = _counts(profile.predictions.classes_N, new.predictions.classes_N, profile.predictions.num_classes, seed)
     sure = [
@@ -96,7 +98,7 @@ def measure(profile: Profile, new: Observed, thresholds: Thresholds, *, seed: in
     if len(labelled) and new.is_labelled:
         seen = new.labelled()
         labels = _counts(labelled.targets_N, seen.targets_N, seen.num_classes, seed)
-        changes = _changes(labelled, seen, seed)
+        changes = _changes(labelled, seen, num_permutations, seed)
         raw |= {"labels": labels.shift.p, "performance": min(benjamini_hochberg([c.p for c in changes.values()]))}
     if len(labelled):
         estimate = estimated_change(labelled, new.predictions, seed=seed)
@@ -132,11 +134,14 @@ def _counts(reference_M: np.ndarray, new_N: np.ndarray, num_classes: int, seed: 
     return Counts(reference_K, new_K, count_shift(reference_K, new_K, seed=seed))
 
 
-def _changes(reference: Predictions, new: Predictions, seed: int) -> dict[str, Change]:
+def _changes(reference: Predictions, new: Predictions, num_permutations: int, seed: int) -> dict[str, Change]:
     metrics = {"balanced_accuracy": balanced_accuracy}
     if (len(reference) + len(new)) * new.num_classes <= MAX_AUC_CELLS:
         metrics["roc_auc"] = roc_auc
-    found = {name: metric_change(metric, reference, new, seed=seed) for name, metric in metrics.items()}
+    found = {
+        name: metric_change(metric, reference, new, num_permutations=num_permutations, seed=seed)
+        for name, metric in metrics.items()
+    }
     return {"accuracy": accuracy_change(reference, new), **{name: one for name, one in found.items() if one is not None}}
 
 
@@ -152,7 +157,8 @@ def _probes(profile: Profile, embeddings_NP: np.ndarray, new: Observed) -> tuple
     return found[0], found[1]
 
 
-def _evidence(found: Found, new: Observed, thresholds: Thresholds, aged: Obsolescence) -> Evidence:
+def evidence_of(found: Found, new: Observed, thresholds: Thresholds, aged: Obsolescence) -> Evidence:
+    """What the tests and effects of a batch say, graded."""
     alpha = thresholds.alpha.value
     significant = {name for name, p in found.adjusted.items() if p <= alpha}
     answers = "answers" in significant

@@ -60,6 +60,7 @@ class Found:
         def held(name: str, value: float, limit: Threshold, result: Grade, **rest: Any) -> Measurement:
             return Measurement(name, value, limit=Limit("<=", limit.value, limit.reason), passed=result < Grade.LARGE, **rest)
 
+        most = max(self.images, key=lambda one: one.ks)
         answers = max(one.ks for one in self.sure)
         found = [
             held(
@@ -69,7 +70,7 @@ class Found:
                 evidence.embedding,
                 interval=self.told_apart.interval,
             ),
-            held("image.ks", max(one.ks for one in self.images), thresholds.image_ks, evidence.image),
+            held(f"image.ks[statistic={most.name}]", most.ks, thresholds.image_ks, evidence.image),
             held(
                 "answers.psi",
                 self.predicted.shift.psi,

@@ -21,10 +21,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
+from toolkit.checks.drift_embedding import NUM_PERMUTATIONS
 from toolkit.checks.intervals import Interval, Z, bootstrap, percentile_interval
 from toolkit.checks.metrics import Metric, Predictions
 
-NUM_PERMUTATIONS = 999
 NUM_REFITS = 200
 NUM_FOLDS = 5
 
@@ -52,7 +52,9 @@ def accuracy_change(reference: Predictions, new: Predictions) -> Change:
     return Change(before, after, (float(low), float(high)), float(fisher.pvalue))
 
 
-def metric_change(metric: Metric, reference: Predictions, new: Predictions, *, seed: int = 0) -> Change | None:
+def metric_change(
+    metric: Metric, reference: Predictions, new: Predictions, *, num_permutations: int = NUM_PERMUTATIONS, seed: int = 0
+) -> Change | None:
     """A metric on both with a bootstrap interval of the difference, and the p of a loss by permutation.
 
     None where the metric is undefined on either side (one class only).
@@ -71,7 +73,7 @@ def metric_change(metric: Metric, reference: Predictions, new: Predictions, *, s
         np.concatenate([reference.targets_N, new.targets_N]),
     )
     real = np.repeat([0.0, 1.0], [len(reference), len(new)])
-    drawn = np.random.default_rng(seed).permuted(np.tile(real, (NUM_PERMUTATIONS, 1)), axis=1)
+    drawn = np.random.default_rng(seed).permuted(np.tile(real, (num_permutations, 1)), axis=1)
     new_BN = np.concatenate([real[None], drawn])
     loss_B = metric(pooled, 1 - new_BN) - metric(pooled, new_BN)
     return Change(before, after, interval, float((np.nan_to_num(loss_B, nan=1.0) >= loss_B[0] - 1e-12).mean()))

@@ -139,7 +139,9 @@ def _with_labels(evidence: Evidence, looks_different: bool, told: list[str]) -> 
                 *told,
             ]
         how = (
-            "Its own features carry what a new head needs" if evidence.probe_recovers else "It may have what it needs to learn"
+            "The model's features carry what a new head needs"
+            if evidence.probe_recovers
+            else "The model may be able to learn them"
         )
         return "retrain", [f"{worse} {how}: train it on the new data.", *told]
     if looks_different and evidence.possible_loss == Grade.SMALL:

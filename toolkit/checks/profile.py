@@ -91,7 +91,7 @@ def make_profile(
             f"data '{images.name}', split {split}: {len(seen)} images are too few for a reference profile; "
             f"{MIN_IMAGES} are the least, several hundred are of use."
         )
-    tensors, explained = _tensors(seen)
+    tensors, explained = profile_tensors(seen)
     details = {
         "data": {**data, "num_samples": len(seen)},
         "made_from": asked,
@@ -120,11 +120,17 @@ def load_profile(store: Store, bundle: Bundle) -> Profile | None:
     report = store.reports(bundle.digest).get(CHECK)
     if report is None:
         return None
-    tensors = {name: tensor.numpy() for name, tensor in store.report_tensors(report).items()}
+    tensors = store.report_tensors(report)
     if set(tensors) != set(TENSORS):
         raise InputRefused(
             f"the reference profile of {bundle.short} is of another version: make it again (data@reference=...)."
         )
+    return profile_from(report, tensors)
+
+
+def profile_from(report: Report, named: Mapping[str, torch.Tensor]) -> Profile:
+    """The profile that a report `profile` and its tensors are."""
+    tensors = {name: tensor.numpy() for name, tensor in named.items()}
     names = ["", *report.details["slices"]]
     return Profile(
         report=report,
@@ -138,7 +144,7 @@ def load_profile(store: Store, bundle: Bundle) -> Profile | None:
     )
 
 
-def _tensors(seen: Observed) -> tuple[dict[str, torch.Tensor], float]:
+def profile_tensors(seen: Observed) -> tuple[dict[str, torch.Tensor], float]:
     """The profile's tensors, and the share of the features' variance that the components keep."""
     num_fitted = min(MAX_FITTED, len(seen) // 4)
     fitted_FD = seen.features_ND[:num_fitted].astype(np.float64)

@@ -19,8 +19,9 @@ def histogram_figure(shares: Mapping[str, Sequence[float]], *, name: str) -> str
         values = 100 * np.asarray(shares[side])
         axes.stairs(values, edges, fill=True, color=colour, alpha=0.25)
         axes.stairs(values, edges, color=colour, linewidth=1.4, label=label, linestyle="--" if side == "reference" else "-")
-    axes.set(xlabel=name.lower(), ylabel="% of images", ylim=(0, None))
-    axes.legend(frameon=False, fontsize=8)
+    highest = 100 * max(max(shares["reference"]), max(shares["new"]), 1e-3)
+    axes.set(xlabel=name.lower(), ylabel="% of images", ylim=(0, 1.35 * highest))
+    axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     return data_uri(figure)
 
 

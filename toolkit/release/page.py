@@ -13,6 +13,7 @@ import jinja2
 from toolkit.bundle import Bundle, Report, Store
 from toolkit.data import ImageSet
 from toolkit.release import quantities
+from toolkit.release.drift_page import drift_view
 from toolkit.release.page_attribution import overlays
 from toolkit.release.page_figures import (
     NEW,
@@ -56,6 +57,7 @@ def render_page(
         "old_story": story(store, baseline) if baseline else [],
         "others": {name: family[name] for name in OTHER_CHECKS if name in family},
         "evaluation": reports.get("evaluate"),
+        "drift": _drift(store, baseline, images),
         "gate": gate,
         "environment": _environment(gate, reports),
         "q": quantities,
@@ -155,6 +157,12 @@ def _figures(gate: Report, scored: list[Row]) -> dict[str, str]:
         areas = {side: values[f"roc_auc.{side}"] for side in roc if f"roc_auc.{side}" in values}
         figures["roc"] = roc_figure(roc, areas=areas)
     return figures
+
+
+def _drift(store: Store, baseline: Bundle | None, images: ImageSet | None) -> dict[str, Any] | None:
+    """How the data had moved away from the model in service, where that was looked at."""
+    report = store.reports(baseline.digest).get("drift") if baseline else None
+    return drift_view(report, images) if report else None
 
 
 def _environment(gate: Report | None, reports: Mapping[str, Report]) -> Mapping[str, Any]:

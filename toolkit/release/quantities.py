@@ -65,7 +65,7 @@ TITLES = {
     "contract.compatible": "Compatible contract changes",
     "embedding.auc": "Telling new images from old (AUC)",
     "embedding.mmd": "Distance of the embeddings (MMD²)",
-    "image.ks": "Light, sharpness, colour, size (largest KS)",
+    "image.ks": "Images themselves, largest KS",
     "answers.psi": "Answers (PSI less chance)",
     "confidence.ks": "Confidence (KS)",
     "labels.psi": "True labels (PSI less chance)",

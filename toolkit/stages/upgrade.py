@@ -1,9 +1,9 @@
 """The whole upgrade from one config: from the model in service to its successor's verdict.
 
 The steps are the other stages, given as partial functions, so each can be set here exactly as it is alone and a step that
-was done before is found in the store instead of being done again. Pruning and calibration may be left out (`prune: null`,
-`calibrate: null`). A candidate that does not pass the gate is not released; its report page is written all the same, because
-a refusal needs reasons too.
+was done before is found in the store instead of being done again. Pruning, calibration and the look at drift may be left out
+(`prune: null`, `calibrate: null`, `drift: null`). A candidate that does not pass the gate is not released; its report page is
+written all the same, because a refusal needs reasons too.
 """
 
 import time
@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from toolkit.bundle import Bundle, Report, Store
+from toolkit.checks.profile import load_profile
 from toolkit.data import ImageSet
 from toolkit.errors import CheckFailed, Undecided, UsageError
 from toolkit.release.documents import CARD
@@ -32,6 +33,7 @@ class Steps:
     release: Callable[..., Bundle]
     prune: Callable[..., Bundle] | None = None
     calibrate: Callable[..., Bundle] | None = None
+    drift: Callable[..., Report] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,16 @@ def upgrade(
     report; its `details.files` lists what was written. Raises what the stages raise.
     """
     console = open_console()
-    story = _Story(console, total=7 + sum(step is not None for step in (steps.prune, steps.calibrate)))
+    optional = (steps.drift, steps.prune, steps.calibrate)
+    story = _Story(console, total=7 + sum(step is not None for step in optional))
     story.tell("The model in service")
     places = _Places(run_dir, resume)
     baseline = _baseline(alias, store=store, steps=steps, predecessor=predecessor, places=places)
     story.tell(f"New data arrives: {data.name}; the model in service is measured on its test split")
     show_report(evaluate(baseline, store=store, data=data), console)
+    if steps.drift is not None:
+        story.tell("Is it still the data that the model in service knows?")
+        _tell_drift(baseline, store=store, data=data, step=steps.drift, predecessor=predecessor, run_dir=run_dir)
     story.tell("Adopt the new backbone")
     candidate = steps.adopt(store=store)
     show_report(store.reports(candidate.digest)["adopt"], console)
@@ -122,6 +128,27 @@ def _baseline(alias: str, *, store: Store, steps: Steps, predecessor: Predecesso
             f"(alias=demo) or another store (store=<dir>)."
         )
     return baseline
+
+
+def _tell_drift(
+    baseline: Bundle,
+    *,
+    store: Store,
+    data: ImageSet,
+    step: Callable[..., Report],
+    predecessor: Predecessor | None,
+    run_dir: Path,
+) -> None:
+    """Show how the new data differs from what the model in service was released or made with; it stops nothing."""
+    console = open_console()
+    if predecessor is None and load_profile(store, baseline) is None:
+        console.print(
+            f"Bundle {baseline.short} has no reference profile to compare with. Its release makes one; for a model that came "
+            f"from elsewhere: toolkit drift bundle={baseline.short} data@reference=<the data it was good on>"
+        )
+        return
+    reference = None if predecessor is None else predecessor.data
+    show_report(step(baseline, store=store, data=data, reference=reference, run_dir=run_dir / "drift"), console)
 
 
 @dataclass(frozen=True)
