@@ -42,13 +42,13 @@ def noisy(pixels_CHW: torch.Tensor, sigma: float) -> torch.Tensor:
 CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...], str]] = {
     "blur": (
         lambda x, s: functional.gaussian_blur(x, [2 * int(3 * s) + 1] * 2, [s, s]),
-        (0.5, 1.0, 1.5, 2.5, 4.0),
+        (0.3, 0.5, 0.8, 1.5, 3.0),
         "sigma, px",
     ),
-    "noise": (noisy, (1, 2, 4, 8, 16), "sigma, grey levels"),
-    "brightness": (functional.adjust_brightness, (0.98, 0.95, 0.9, 0.8, 0.6), "factor"),
-    "contrast": (functional.adjust_contrast, (0.95, 0.9, 0.8, 0.65, 0.5), "factor"),
-    "jpeg": (lambda x, q: functional.jpeg(x, int(q)), (95, 85, 70, 45, 15), "quality"),
+    "noise": (noisy, (0.5, 1, 2, 4, 8), "sigma, grey levels"),
+    "brightness": (functional.adjust_brightness, (0.99, 0.97, 0.94, 0.88, 0.75), "factor"),
+    "contrast": (functional.adjust_contrast, (0.98, 0.95, 0.9, 0.8, 0.65), "factor"),
+    "jpeg": (lambda x, q: functional.jpeg(x, int(q)), (97, 92, 85, 70, 40), "quality"),
 }
 THRESHOLDS = Thresholds(
     **{
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--px", type=int, default=64, help="side of the model's input")
     parser.add_argument("--pool", type=int, default=250, help="new images that each draw is taken from")
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=40, help="draws for each severity")
     parser.add_argument("--false-alarms", type=int, default=200, help="draws without any change")
     arguments = parser.parse_args()
     cells = elpv(slices=["mono"])
@@ -193,15 +193,18 @@ def joined(a: Observed, b: Observed) -> Observed:
 
 
 def plot(found: dict, false: np.ndarray, path: Path) -> None:
-    figure = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for name, marker in zip(CORRUPTIONS, "o^sDv", strict=True):
-        levels = [100 * false[:, 0].mean(), *(100 * found[name, level][0][:, 0].mean() for level in range(5))]
-        axes.plot(range(6), levels, marker=marker, label=name)
-    axes.axhline(5, color="grey", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="severity (0: no change)", ylabel="% of batches called changed", ylim=(-2, 102))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure = matplotlib.figure.Figure(figsize=(9, 3.5), layout="constrained")
+    for column, (axes, title) in enumerate(
+        zip(figure.subplots(1, 2, sharey=True), ("called changed", "asked somebody to act"), strict=True)
+    ):
+        for name, marker in zip(CORRUPTIONS, "o^sDv", strict=True):
+            levels = [100 * false[:, column].mean(), *(100 * found[name, level][0][:, column].mean() for level in range(5))]
+            axes.plot(range(6), levels, marker=marker, label=name)
+        axes.axhline(5, color="grey", linewidth=0.8, linestyle="--")
+        axes.set(xlabel="severity (0: no change)", title=title, ylim=(-2, 102))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("% of batches of 120 images")
+    figure.axes[0].legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), dpi=110)
 

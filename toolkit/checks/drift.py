@@ -6,7 +6,6 @@ false-alarm rate of the whole batch at `alpha`.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,8 @@ def drift(
     found = measure(profile, new, thresholds, seed=seed)
     evidence = evidence_of(found, new, thresholds, aged)
     decision, reasons = decide(evidence)
-    details |= {"decision": decision, "reasons": reasons, "tests": found.tests(thresholds.alpha.value), **found.pictures(new)}
+    details |= {"decision": decision, "reasons": reasons, "tests": found.tests(thresholds.alpha.value), **found.to_details(new)}
+    details |= _pictures(profile, new, found.told_apart, min_samples=int(thresholds.min_samples.value), seed=seed)
     measurements = (*found.measurements(evidence, thresholds), *sizes, *_aged(aged))
     return Report(CHECK, (bundle.digest,), verdict_for(decision), measurements, details, environment())
 
@@ -114,15 +114,14 @@ def measure(
         probes=_probes(profile, embeddings_NP, new) if changes else None,
         raw=raw,
         adjusted=holm(raw),
-        extra=_extra(profile, embeddings_NP, new, told_apart, thresholds, seed),
     )
 
 
-def _extra(
-    profile: Profile, embeddings_NP: np.ndarray, new: Observed, told_apart: ClassifierTest, thresholds: Thresholds, seed: int
-) -> Mapping[str, Any]:
+def _pictures(profile: Profile, new: Observed, told_apart: ClassifierTest, *, min_samples: int, seed: int) -> dict[str, Any]:
+    """What the drift looks like, for the page."""
+    embeddings_NP = profile.embed(new.features_ND)
     return {
-        "slices": slice_results(profile, embeddings_NP, new, min_samples=int(thresholds.min_samples.value), seed=seed),
+        "slices": slice_results(profile, embeddings_NP, new, min_samples=min_samples, seed=seed),
         "components": components(profile, embeddings_NP, new),
         "typical": typical(told_apart.scores_T[len(profile.embeddings_MP) :], new),
         "histograms": histograms(profile, embeddings_NP, new),

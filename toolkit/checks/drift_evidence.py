@@ -39,7 +39,7 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Every test and effect of one batch. `raw` are the families' p-values, `adjusted` Holm's; `extra` goes to the report."""
+    """Every test and effect of one batch. `raw` are the families' p-values, `adjusted` Holm's."""
 
     mmd: float
     told_apart: ClassifierTest
@@ -52,7 +52,6 @@ class Found:
     probes: tuple[float | None, float | None] | None
     raw: Mapping[str, float]
     adjusted: Mapping[str, float]
-    extra: Mapping[str, Any]
 
     def measurements(self, evidence: Evidence, thresholds: Thresholds) -> tuple[Measurement, ...]:
         """The effects with their limits; `passed` is False where an effect is beyond its limit and beyond chance."""
@@ -102,8 +101,8 @@ class Found:
             for name, p in self.raw.items()
         ]
 
-    def pictures(self, new: Observed) -> dict[str, Any]:
-        """What the page shows besides measurements, as plain data."""
+    def to_details(self, new: Observed) -> dict[str, Any]:
+        """What a report holds besides measurements, as plain data."""
         shifts = [*self.images, *self.sure]
         adjusted = benjamini_hochberg([one.p for one in self.images]) + benjamini_hochberg([one.p for one in self.sure])
         found: dict[str, Any] = {
@@ -111,7 +110,6 @@ class Found:
             "counts": {"answers": vars(self.predicted) | {"shift": vars(self.predicted.shift)}},
             "performance": {name: vars(change) for name, change in self.changes.items()},
             "new_labels": list(new.new_labels),
-            **self.extra,
         }
         if self.labels is not None:
             found["counts"]["labels"] = vars(self.labels) | {"shift": vars(self.labels.shift)}

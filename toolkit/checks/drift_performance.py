@@ -25,7 +25,7 @@ from toolkit.checks.drift_embedding import NUM_PERMUTATIONS
 from toolkit.checks.intervals import Interval, Z, bootstrap, percentile_interval
 from toolkit.checks.metrics import Metric, Predictions
 
-NUM_REFITS = 200
+NUM_REFITS = 100
 NUM_FOLDS = 5
 
 
