@@ -6,13 +6,14 @@ bundle's contract says which; this runner turns pixels into that and the answer 
 Legend: N images, C channels, H height, W width, K labels.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from toolkit.backends.run_onnx import ORT_ERRORS, open_session
+from toolkit.backends.run_onnx import ORT_ERRORS, Provider, open_session, session_settings
 from toolkit.backends.runner import pixel_batch
 from toolkit.bundle import Contract, Preprocessing, TensorSpec
 from toolkit.data.preprocessing import Normalise
@@ -26,8 +27,8 @@ class AdaptedRunner:
     """Runs the graph at `path` as `contract` describes it: pixels are normalised where its input is, cast, laid out and cut
     into its batches (the last one filled up with images again); probabilities are returned as their logarithms.
 
-    `threads` are onnxruntime's threads within an operator (None: one a core), `optimisation` its level. Raises `InputRefused`
-    for a damaged or unsafe graph, or a contract that is not the graph's.
+    `providers` are onnxruntime's execution providers (None: the CPU's), `threads` its threads within an operator (None: one a
+    core), `optimisation` its level. Raises `InputRefused` for a damaged or unsafe graph, or a contract that is not the graph's.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class AdaptedRunner:
         *,
         contract: Contract,
         preprocessing: Preprocessing,
+        providers: Sequence[Provider] | None = None,
         threads: int | None = None,
         optimisation: Literal["all", "basic", "off"] = "all",
     ) -> None:
@@ -43,13 +45,18 @@ class AdaptedRunner:
         self.origin = str(path)
         self.input, self.output = _one_image_input(contract, self.origin), contract.outputs[0]
         self.normalise = Normalise(preprocessing) if self.input.meaning == "normalised" else None
-        self.session = open_session(path, threads=threads, optimisation=optimisation)
+        self.session = open_session(path, providers=providers, threads=threads, optimisation=optimisation)
         for kind, name, held in (
             ("input", self.input.name, self.session.get_inputs()),
             ("output", self.output.name, self.session.get_outputs()),
         ):
             if name not in [value.name for value in held]:
                 raise InputRefused(f"{self.origin} has no {kind} '{name}', which its contract names: the bundle is damaged.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the numbers are computed, for the record."""
+        return session_settings(self.session)
 
     def __call__(self, images_NCHW: np.ndarray) -> np.ndarray:
         """Logits (N, K) of float32 pixels 0..255 (N, C, H, W). Raises `UsageError` when the images do not fit the graph."""

@@ -5,6 +5,8 @@ import pkgutil
 from pathlib import Path
 
 from toolkit.backends.adapted import AdaptedRunner
+from toolkit.backends.devices import PROVIDERS, Device
+from toolkit.backends.number_formats import graph_in
 from toolkit.backends.runner import Runner
 from toolkit.bundle import ONNX, Bundle
 from toolkit.errors import unknown_name
@@ -19,10 +21,19 @@ def runner_kinds() -> list[str]:
     return sorted(module.name.removeprefix(PREFIX) for module in modules if module.name.startswith(PREFIX))
 
 
-def open_runner(bundle: Bundle, *, kind: str = "auto", threads: int | None = None) -> Runner:
+def open_runner(
+    bundle: Bundle,
+    *,
+    kind: str = "auto",
+    precision: str = "fp32",
+    device: Device = "cpu",
+    threads: int | None = None,
+) -> Runner:
     """A runner of `bundle`: the kind it is served with (`auto`: onnx when it is exported, else eager), or the one named.
 
-    Raises `UsageError` for an unknown kind, `InputRefused` when the bundle lacks or damages what that kind needs.
+    `precision` is fp32, fp16 or int8 for a graph (the bundle holds a file for each it was exported in), fp32, bf16 or fp16
+    for torch; `device` cpu, cuda or tensorrt. Raises `UsageError` for an unknown kind or a precision or device that it does
+    not know, `InputRefused` when the bundle lacks or damages what that kind needs, `EnvironmentProblem` when the machine does.
     """
     if kind == "auto":
         kind = "onnx" if bundle.has(ONNX) else "eager"
@@ -31,6 +42,11 @@ def open_runner(bundle: Bundle, *, kind: str = "auto", threads: int | None = Non
     manifest = bundle.manifest
     if kind == "onnx" and manifest.architecture.key == GRAPH_ONLY:
         return AdaptedRunner(
-            bundle.file(ONNX), contract=manifest.contract, preprocessing=manifest.preprocessing, threads=threads
+            graph_in(bundle, precision),
+            contract=manifest.contract,
+            preprocessing=manifest.preprocessing,
+            providers=PROVIDERS[device],
+            threads=threads,
         )
-    return importlib.import_module(f"toolkit.backends.{PREFIX}{kind}").open_bundle(bundle, threads=threads)
+    module = importlib.import_module(f"toolkit.backends.{PREFIX}{kind}")
+    return module.open_bundle(bundle, precision=precision, device=device, threads=threads)
