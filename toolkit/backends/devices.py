@@ -31,7 +31,8 @@ def torch_device(device: str) -> torch.device:
         if not torch.cuda.is_available():
             built = "without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
             raise EnvironmentProblem(
-                f"no CUDA device is usable here (torch {torch.__version__} is built {built}): check `nvidia-smi`, or run on the CPU."
+                f"no CUDA device is usable here (torch {torch.__version__} is built {built}): check "
+                "`nvidia-smi`, or run on the CPU."
             )
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False

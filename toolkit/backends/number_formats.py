@@ -60,6 +60,7 @@ def graph_in(bundle: Bundle, precision: str) -> Path:
         held = [known for known, name in GRAPHS.items() if bundle.has(name)]
         raise InputRefused(
             f"bundle {bundle.short} has no {GRAPHS[precision]}, its graph in {precision} (it holds "
-            f"{', '.join(held) or 'none'}). Write it with: toolkit export bundle=... 'precisions=[{','.join([*held, precision])}]'"
+            f"{', '.join(held) or 'none'}). Write it with: "
+            f"toolkit export bundle=... 'precisions=[{','.join([*held, precision])}]'"
         )
     return bundle.file(GRAPHS[precision])

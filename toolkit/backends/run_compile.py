@@ -62,7 +62,8 @@ class CompiledRunner:
             said = next((line for line in lines if "error" in line.lower()), lines[0] if lines else type(error).__name__)
             raise EnvironmentProblem(
                 f"torch.compile could not compile the model with {self.compiler}: {said[:300]}. It needs a working C++ "
-                "compiler and Python's headers (on Debian and Ubuntu: apt-get install g++ python3-dev), or leave out runner compile."
+                "compiler and Python's headers (on Debian and Ubuntu: apt-get install g++ python3-dev), or leave "
+                "out runner compile."
             ) from error
 
 
