@@ -1,4 +1,7 @@
-"""From a bundle to a runner. A runtime is one file, `run_<kind>.py`, with `open_bundle`; adding the file adds the kind."""
+"""From a bundle to a runner.
+
+A runtime is one file, `run_<kind>.py`, with `open_bundle` and `require_here`; adding the file adds the kind.
+"""
 
 import importlib
 import pkgutil
@@ -19,6 +22,16 @@ def runner_kinds() -> list[str]:
     """The kinds of runner there are, by the files of this package."""
     modules = pkgutil.iter_modules([str(Path(__file__).parent)])
     return sorted(module.name.removeprefix(PREFIX) for module in modules if module.name.startswith(PREFIX))
+
+
+def require_runner(kind: str, device: Device = "cpu") -> None:
+    """Raise `EnvironmentProblem`, saying what is missing, unless runners of `kind` can work on `device` here.
+
+    Raises `UsageError` for a kind there is not, or a device the kind does not know.
+    """
+    if kind not in runner_kinds():
+        raise unknown_name("runner", kind, runner_kinds())
+    importlib.import_module(f"toolkit.backends.{PREFIX}{kind}").require_here(device)
 
 
 def open_runner(

@@ -79,10 +79,15 @@ def require_compiler() -> str:
     return found
 
 
+def require_here(device: Device) -> None:
+    """Raise `EnvironmentProblem` unless torch can compile for `device` here, `UsageError` for one that is not torch's."""
+    torch_device(device)
+    require_compiler()
+
+
 def open_bundle(bundle: Bundle, *, precision: str = "fp32", device: Device = "cpu", threads: int | None = None) -> Runner:
     """The bundle's module behind its own preprocessing, to be compiled in the first call."""
-    torch_device(device)
+    require_here(device)
     autocast = autocast_dtype(precision, device=device)
-    require_compiler()
     deployed = Deployed(restore(bundle), bundle.manifest.preprocessing)
     return CompiledRunner(deployed, autocast=autocast, device=device, threads=threads)

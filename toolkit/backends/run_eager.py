@@ -69,9 +69,14 @@ class EagerRunner:
             torch.set_num_threads(before)
 
 
+def require_here(device: Device) -> None:
+    """Raise `EnvironmentProblem` unless torch can compute on `device` here, `UsageError` for one that is not torch's."""
+    torch_device(device)
+
+
 def open_bundle(bundle: Bundle, *, precision: str = "fp32", device: Device = "cpu", threads: int | None = None) -> Runner:
     """The bundle's module behind its own preprocessing; in bf16 and fp16 through autocast, where the hardware has them."""
-    torch_device(device)
+    require_here(device)
     autocast = autocast_dtype(precision, device=device)
     deployed = Deployed(restore(bundle), bundle.manifest.preprocessing)
     return EagerRunner(deployed, autocast=autocast, device=device, threads=threads)

@@ -130,6 +130,12 @@ def session_settings(session: Any) -> dict[str, Any]:
     )
 
 
+def require_here(device: Device) -> None:
+    """Raise `EnvironmentProblem` unless the installed onnxruntime has the execution providers of `device`."""
+    for name, _ in PROVIDERS[device]:
+        _require_provider(name)
+
+
 def open_bundle(bundle: Bundle, *, precision: str = "fp32", device: Device = "cpu", threads: int | None = None) -> Runner:
     """The bundle's exported graph in `precision`; images are copied to the device and logits back in every call."""
     return OnnxRunner(graph_in(bundle, precision), providers=PROVIDERS[device], threads=threads)

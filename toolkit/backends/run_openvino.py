@@ -42,8 +42,8 @@ class OpenvinoRunner:
     """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        if openvino is None:
-            raise missing_extra("openvino", "openvino", "runner openvino")
+        require_here("cpu")
+        assert openvino is not None
         require_sound_files(path)
         self.name, self.origin = "openvino", str(path)
         chosen = SETTINGS | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
@@ -76,12 +76,17 @@ class OpenvinoRunner:
             ) from error
 
 
-def open_bundle(bundle: Bundle, *, precision: str = "fp32", device: Device = "cpu", threads: int | None = None) -> Runner:
-    """The bundle's exported graph in `precision`; a float16 graph keeps its weights and is computed in float32."""
+def require_here(device: Device) -> None:
+    """Raise `EnvironmentProblem` unless OpenVINO is installed, `UsageError` for a device other than the CPU."""
     if openvino is None:
         raise missing_extra("openvino", "openvino", "runner openvino")
     if device != "cpu":
         raise UsageError(f"runner openvino runs on the CPU, not on {device}: use onnxruntime-{device}.")
+
+
+def open_bundle(bundle: Bundle, *, precision: str = "fp32", device: Device = "cpu", threads: int | None = None) -> Runner:
+    """The bundle's exported graph in `precision`; a float16 graph keeps its weights and is computed in float32."""
+    require_here(device)
     if bundle.manifest.architecture.key == GRAPH_ONLY:
         raise InputRefused(
             f"bundle {bundle.short} is a graph of unknown origin, whose contract only onnxruntime is asked to keep: "

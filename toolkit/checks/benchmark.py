@@ -1,115 +1,98 @@
-"""Which runtime should serve this bundle? The same images through every runner and batch size: quality, agreement, cost.
+"""Which runtime should serve this bundle? The same images through every runner, precision and batch size, side by side.
 
 Each runner lives in a process of its own (`benchmark_process`), so that its memory is its own; the processes of one batch
 size stand side by side and are asked in turns, in a new order each round, so that a busy neighbour slows all of them alike.
-The report `benchmark` sets no limits. Its verdicts on speed may be `no difference` (`benchmark_timing`).
+They are started afresh several times, because a process keeps the luck it started with (`benchmark_launch`). The report
+`benchmark` sets no limits. Its verdicts on speed may be `no difference` (`benchmark_timing`).
 
-Legend: N images, C channels, H height, W width, K labels, R rounds.
+Legend: N images, K labels, R rounds.
 """
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import track
 
-from toolkit.backends import EagerRunner, runner_kinds
-from toolkit.bundle import ONNX, WEIGHTS, Bundle, Measurement, Report, environment
-from toolkit.checks.benchmark_quality import Reference, quality
-from toolkit.checks.benchmark_timing import QUANTILES, compared, enough_quiet, kept_ms, quantile
-from toolkit.checks.benchmark_worker import Task, Worker
+from toolkit.bundle import WEIGHTS, Bundle, Measurement, Report, environment
+from toolkit.checks.benchmark_launch import Launched, launch
+from toolkit.checks.benchmark_plan import BenchmarkPlan, Entry, Timing
+from toolkit.checks.benchmark_quality import Reference, exact_reference, quality
+from toolkit.checks.benchmark_timing import QUANTILES, compared, quantile
+from toolkit.checks.benchmark_worker import Task
 from toolkit.checks.evaluate import describe_data
-from toolkit.checks.predict import predict
 from toolkit.data import ImageSet, Pixels, load_pixels
-from toolkit.errors import UsageError, unknown_name
-from toolkit.models import Deployed, restore
+from toolkit.errors import UsageError
+from toolkit.models import restore
 
-KIND_OF = {"onnxruntime": "onnx"}
 MAX_IMAGES = 512
-MOST_BLOCKS = 4
 METHOD = {
-    "latency": "interleaved rounds, one timed call a round after one untimed; calls with less than 0.9 of a core are dropped",
-    "interval": "95%, percentile bootstrap over rounds",
-    "memory": "peak resident memory of the runner's own process, less what it held with all modules imported and images loaded",
+    "latency": "interleaved rounds, one timed call a round after one untimed, from float32 pixels on the host to logits on the "
+    "host (on a GPU with both copies, which also wait for it); calls with less than 0.9 of a core are dropped, on a GPU none",
+    "warm_up": "calls until the medians of three windows (each of 5 calls and 50 ms at least) lie within 5%",
+    "interval": "95%; of a ratio: Student's t over the launches, each with new processes and a ratio of medians of its own; "
+    "of a latency: bootstrap over launches and their calls",
+    "memory": "peak resident memory of the runner's own process, less what it held with modules imported and images loaded; "
+    "compiling counts",
     "load_time": "from the bundle's files (in the page cache) to a runner, without imports and without the first call",
+    "first_call": "the first call of that batch size; for compile it is the compilation, from an empty cache",
+    "error": "against torch float64 on the same images; one floor is what float32 itself is off (the worst of the images)",
 }
 
 
-@dataclass(frozen=True)
-class BenchmarkPlan:
-    """What is compared: runner names (the first is compared with; a repeated name is run again), batch sizes, rounds.
-
-    `threads` is the number each process may use; a disturbed call can be told only with one.
-    """
-
-    runners: Sequence[str] = ("eager", "onnxruntime")
-    batch: Sequence[int] = (1, 8)
-    rounds: int = 100
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if len(self.runners) == 0 or len(self.batch) == 0 or min(self.batch) < 1 or self.rounds < 2 or self.threads < 1:
-            raise UsageError(
-                f"benchmark: runners {list(self.runners)}, batch {list(self.batch)}, rounds {self.rounds}, threads "
-                f"{self.threads}; give at least one runner, batch sizes of at least 1, 2 rounds or more and 1 thread or more."
-            )
-        for runner in self.runners:
-            if KIND_OF.get(runner, runner) not in runner_kinds():
-                raise unknown_name("runner", runner, {*runner_kinds(), *KIND_OF})
-
-    def kinds(self) -> dict[str, str]:
-        """Runner kind by name; the second of a name is called `<name>-2`."""
-        found: dict[str, str] = {}
-        for index, runner in enumerate(self.runners):
-            seen = list(self.runners[:index]).count(runner)
-            found[f"{runner}-{seen + 1}" if seen else runner] = KIND_OF.get(runner, runner)
-        return found
-
-
 def benchmark(bundle: Bundle, images: ImageSet, *, plan: BenchmarkPlan, split: str = "test", seed: int = 0) -> Report:
-    """Run `bundle` through the runners and batch sizes of `plan` on one split of `images` (at most 512, evenly chosen).
+    """Run `bundle` through all that `plan` names, on one split of `images` (at most 512, evenly chosen).
 
     Measurements are named `<metric>.<runner>[batch=<size>]`; `details.comparison` holds the verdicts by batch and runner.
-    Raises `UsageError` for an empty split, `InputRefused` for labels that differ or a bundle without what a runner needs.
+    Raises `UsageError` for an empty split, `InputRefused` for labels that differ or a bundle without what a runner needs,
+    `EnvironmentProblem` for a runner that cannot work on this machine.
     """
     pixels = load_pixels(images.split(split), bundle.manifest.preprocessing)
     if not len(pixels):
         raise UsageError(f"{images.name} has no images in its {split} split: choose another split.")
     chosen = np.unique(np.linspace(0, len(pixels) - 1, min(len(pixels), MAX_IMAGES)).round().astype(int))
     pixels = pixels.take(chosen.tolist())
+    entries, left_out = plan.entries(bundle)
     reference, imports = _reference(bundle, pixels)
     measurements: list[Measurement] = []
     details: dict[str, Any] = {
         "data": describe_data(images, split, len(pixels)),
         "method": METHOD,
-        "rounds": plan.rounds,
-        "baseline": next(iter(plan.kinds())),
-        "runners": plan.kinds(),
+        "rounds": plan.timing.rounds,
+        "launches": plan.timing.launches,
+        "baseline": entries[0].name,
+        "runners": {
+            entry.name: {"kind": entry.kind, "device": entry.device, "precision": entry.precision} for entry in entries
+        },
+        "left_out": left_out,
         "batch": list(plan.batch),
         "comparison": {},
         "runs": [],
     }
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        np.save(Path(folder, "images.npy"), pixels.images_NCHW.numpy(), allow_pickle=False)
-        store = str(bundle.path.parents[1])
+        places = {name: str(Path(folder, f"{name}.npy")) for name in ("images", "logits")}
+        np.save(places["images"], pixels.images_NCHW.numpy(), allow_pickle=False)
         task = Task(
-            store, bundle.digest, "", 1, plan.threads, str(Path(folder, "images.npy")), str(Path(folder, "logits.npy")), imports
+            str(bundle.path.parents[1]), bundle.digest, "", 1, plan.timing.threads, **places, compiled=folder, imports=imports
         )
         for batch in plan.batch:
-            with _workers(replace(task, batch=batch), plan.kinds()) as workers:
-                started = {name: worker.ready() for name, worker in workers.items()}  # all, so that none loads beside another
-                facts = {name: started[name] | worker.ask("open") for name, worker in workers.items()}
-                for name, worker in workers.items():
-                    logits_NK = worker.logits_NK()
-                    reference = reference or Reference(logits_NK, f"{name}, batch {batch}")
-                    measurements += quality(logits_NK, pixels, bundle.manifest.labels, reference, f"{name}[batch={batch}]")
-                found, said = _costs(bundle, workers, facts, plan=plan, seed=seed)
-            measurements += found
-            details["comparison"][str(batch)] = said.pop("comparison")
-            details["runs"] += said.pop("runs")
+            by_entry = _launched(replace(task, batch=batch), entries, plan.timing, seed=seed)
+            for entry, launches in by_entry.items():
+                where, logits_NK = f"{entry.name}[batch={batch}]", launches[0].logits_NK
+                assert logits_NK is not None
+                reference = reference or Reference(logits_NK, f"{entry.name}, batch {batch}")
+                measurements += quality(logits_NK, pixels, bundle.manifest.labels, reference, where)
+                measurements += _costs(launches, batch, where, size_bytes=entry.size_bytes(bundle), seed=seed)
+                details["runs"].append(_record(entry, batch, launches))
+            said = compared({entry.name: [each.times_ms_R for each in launches] for entry, launches in by_entry.items()})
+            details["comparison"][str(batch)] = {name: one.verdict for name, one in said.items()}
+            measurements += [
+                Measurement(f"latency_ratio.{name}[batch={batch}]", one.ratio, "1", one.interval, plan.timing.launches)
+                for name, one in said.items()
+            ]
     details["reference"] = reference.name if reference else ""
     return Report("benchmark", (bundle.digest,), "pass", tuple(measurements), details, environment())
 
@@ -119,72 +102,52 @@ def _reference(bundle: Bundle, pixels: Pixels) -> tuple[Reference | None, tuple[
     if not bundle.has(WEIGHTS):
         return None, ()
     net = restore(bundle)
-    runner = EagerRunner(Deployed(net, bundle.manifest.preprocessing), dtype="float64")
-    return Reference(predict(runner, pixels), "torch float64"), (type(net).__module__,)
+    return exact_reference(net, bundle.manifest.preprocessing, pixels), (type(net).__module__,)
 
 
-@contextlib.contextmanager
-def _workers(task: Task, kinds: Mapping[str, str]) -> Iterator[dict[str, Worker]]:
-    with contextlib.ExitStack() as stack:
-        yield {name: stack.enter_context(Worker(replace(task, kind=kind))) for name, kind in kinds.items()}
+def _launched(task: Task, entries: Sequence[Entry], timing: Timing, *, seed: int) -> dict[Entry, list[Launched]]:
+    """Every entry's launches; the first one answers the images as well."""
+    rounds = -(-timing.rounds // timing.launches)
+    launches = [
+        launch(task, entries, rounds=rounds, seed=seed + index, logits=index == 0)
+        for index in track(range(timing.launches), description=f"benchmark, batch {task.batch}", transient=True)
+    ]
+    return dict(zip(entries, map(list, zip(*launches, strict=True)), strict=True))
 
 
-def _costs(
-    bundle: Bundle, workers: Mapping[str, Worker], facts: Mapping[str, dict[str, Any]], *, plan: BenchmarkPlan, seed: int
-) -> tuple[list[Measurement], dict[str, Any]]:
-    """Latency, throughput, memory, size and load time of the runners of one batch size, and what to say of them."""
-    warmed = {name: worker.ask("warm") for name, worker in workers.items()}
-    wall_s, cpu_s = _timed(workers, rounds=plan.rounds, seed=seed)
-    samples_ms = {name: kept_ms(wall_s[name], cpu_s[name]) for name in workers}
-    comparison = compared(samples_ms, seed=seed)
-    found, runs = [], []
-    for index, (name, worker) in enumerate(workers.items()):
-        batch, times_ms_R = worker.task.batch, samples_ms[name]
-        kept = times_ms_R[~np.isnan(times_ms_R)]
-        where, n = f"{name}[batch={batch}]", len(kept)
-        for metric, share in QUANTILES.items():
-            value, interval = quantile(times_ms_R, share, seed=seed + index)
-            found.append(Measurement(f"{metric}.{where}", value, "ms", interval, n))
-        median = found[-len(QUANTILES)].value
-        assert median is not None
-        found.append(Measurement(f"throughput.{where}", 1e3 * batch / median, "images/s", n=n))
-        if name in comparison:
-            value, interval, _ = comparison[name]
-            found.append(Measurement(f"latency_ratio.{where}", value, "1", interval, n))
-        memory = worker.ask("memory")
-        found += [
-            Measurement(f"memory.{where}", (memory["peak_bytes"] - memory["before_bytes"]) / 2**20, "MiB"),
-            Measurement(f"size.{where}", _size_bytes(bundle, worker.task.kind) / 2**20, "MiB"),
-            Measurement(f"load_time.{where}", facts[name]["load_ms"], "ms"),
-            Measurement(f"first_call.{where}", facts[name]["first_call_ms"], "ms"),
-        ]
-        runs.append(
-            {"runner": name, "batch": batch, "threads": facts[name]["threads"], **memory, **warmed[name]}
-            | {"num_calls": len(times_ms_R), "num_dropped": len(times_ms_R) - n}
-            | {"contended": not enough_quiet(wall_s[name], cpu_s[name]), "samples_ms": kept.round(4).tolist()}
-        )
-    return found, {"comparison": {name: said for name, (_, _, said) in comparison.items()}, "runs": runs}
+def _costs(launches: Sequence[Launched], batch: int, where: str, *, size_bytes: int, seed: int) -> list[Measurement]:
+    """Latency, throughput, memory, size and load time of one runner at one batch size."""
+    samples_ms = [each.times_ms_R[~np.isnan(each.times_ms_R)] for each in launches]
+    num_kept, first = sum(map(len, samples_ms)), launches[0].facts
+    quantiles = {metric: quantile(samples_ms, share, seed=seed) for metric, share in QUANTILES.items()}
+    found = [Measurement(f"{metric}.{where}", value, "ms", around, num_kept) for metric, (value, around) in quantiles.items()]
+    load_ms = float(np.median([each.facts["load_ms"] for each in launches]))
+    found += [
+        Measurement(f"throughput.{where}", 1e3 * batch / quantiles["latency_median"][0], "images/s", n=num_kept),
+        Measurement(f"memory.{where}", (first["peak_bytes"] - first["before_bytes"]) / 2**20, "MiB"),
+        Measurement(f"size.{where}", size_bytes / 2**20, "MiB"),
+        Measurement(f"load_time.{where}", load_ms, "ms", n=len(launches)),
+        Measurement(f"first_call.{where}", first["first_call_ms"], "ms"),
+    ]
+    if first["device_bytes"] is not None:
+        found.append(Measurement(f"device_memory.{where}", first["device_bytes"] / 2**20, "MiB"))
+    return found
 
 
-def _timed(workers: Mapping[str, Worker], *, rounds: int, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Wall and processor seconds of each runner's calls (R), round by round; further rounds where too few were quiet."""
-    random = np.random.default_rng(seed)
-    names = list(workers)
-    wall_s, cpu_s = {name: np.zeros(0) for name in names}, {name: np.zeros(0) for name in names}
-    for _ in range(MOST_BLOCKS):
-        for _ in range(rounds):
-            for index in random.permutation(len(names)):
-                call = workers[names[index]].ask("turn")
-                wall_s[names[index]] = np.append(wall_s[names[index]], call["wall_s"])
-                cpu_s[names[index]] = np.append(cpu_s[names[index]], call["cpu_s"])
-        if all(enough_quiet(wall_s[name], cpu_s[name]) for name in names):
-            break
-    return wall_s, cpu_s
-
-
-def _size_bytes(bundle: Bundle, kind: str) -> int:
-    """The size of the files a runner needs: the graph with its external data, or the weights."""
-    graph = kind not in ("eager", "compile") or not bundle.has(WEIGHTS)
-    return sum(
-        (bundle.path / name).stat().st_size for name in bundle.manifest.files if name.startswith(ONNX if graph else WEIGHTS)
-    )
+def _record(entry: Entry, batch: int, launches: Sequence[Launched]) -> dict[str, Any]:
+    """What the page and a later reader need of a runner's launches at one batch size."""
+    times_ms = np.concatenate([each.times_ms_R for each in launches])
+    kept, facts = times_ms[~np.isnan(times_ms)], [each.facts for each in launches]
+    return {
+        "runner": entry.name,
+        "batch": batch,
+        "threads": facts[0]["threads"],
+        "settings": facts[0]["settings"],
+        "num_launches": len(launches),
+        "num_warm_calls": [fact["num_warm_calls"] for fact in facts],
+        "steady": all(fact["steady"] for fact in facts),
+        "num_calls": len(times_ms),
+        "num_dropped": len(times_ms) - len(kept),
+        "contended": any(fact["contended"] for fact in facts),
+        "samples_ms": kept.round(4).tolist(),
+    }

@@ -25,15 +25,12 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from toolkit.backends import open_runner
+from toolkit.backends import free_device_bytes, open_runner, require_runner
 from toolkit.bundle import Store
-from toolkit.checks.predict import predict
-from toolkit.data import Pixels
+from toolkit.checks.benchmark_timing import warm_up
+from toolkit.checks.parity_noise import in_batches
 from toolkit.errors import ToolkitError
 
-STEADY = 0.05
-WINDOW = 5
-MOST_WARM_CALLS, MOST_WARM_S = 200, 20.0
 PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 
 
@@ -58,42 +55,49 @@ class Bench:
         self.images_NCHW = np.load(task["images"], allow_pickle=False)
         self.batch_NCHW = _repeated(self.images_NCHW, task["batch"]).astype(np.float32)
         self.bundle = Store(task["store"]).open(task["digest"])
-        importlib.import_module(f"toolkit.backends.run_{task['kind']}")
+        require_runner(task["kind"], task["device"])  # imports it
         self.before_bytes = peak_bytes()
 
     def open(self) -> dict[str, Any]:
-        """Open the runner; milliseconds until it stands and, apart, those of its first call."""
+        """Open the runner; milliseconds until it stands and, apart, those of its first call; what it took of a GPU's memory."""
+        free_bytes = self._free_bytes()
         start = time.perf_counter()
-        self.runner = open_runner(self.bundle, kind=self.task["kind"], threads=self.task["threads"])
+        self.runner = open_runner(
+            self.bundle,
+            kind=self.task["kind"],
+            precision=self.task["precision"],
+            device=self.task["device"],
+            threads=self.task["threads"],
+        )
         opened = time.perf_counter()
         self.runner(self.batch_NCHW)
-        return {"load_ms": 1e3 * (opened - start), "first_call_ms": 1e3 * (time.perf_counter() - opened)}
+        called = time.perf_counter()
+        left_bytes = self._free_bytes()
+        return {
+            "load_ms": 1e3 * (opened - start),
+            "first_call_ms": 1e3 * (called - opened),
+            "device_bytes": None if free_bytes is None or left_bytes is None else free_bytes - left_bytes,
+            "settings": getattr(self.runner, "settings", {}),
+        }
 
     def predict(self) -> dict[str, Any]:
-        """Write the logits of all images, asked in the batch size under test, to the file the task names."""
-        num = len(self.images_NCHW)
-        blank = ("",) * num
-        pixels = Pixels(torch.from_numpy(self.images_NCHW), torch.LongTensor([0] * num), blank, blank, ("",))
-        np.save(self.task["logits"], predict(self.runner, pixels, batch_size=self.task["batch"]), allow_pickle=False)
+        """Write the logits of all images, asked in exactly the batch size under test, to the file the task names."""
+        np.save(self.task["logits"], in_batches(self.runner, self.images_NCHW, self.task["batch"]), allow_pickle=False)
         return {}
 
     def warm(self) -> dict[str, Any]:
-        """Call until the median of the last five calls is within 5% of that of the five before."""
-        times_s: list[float] = []
-        steady, end = False, time.perf_counter() + MOST_WARM_S
-        while not steady and len(times_s) < MOST_WARM_CALLS and time.perf_counter() < end:
-            times_s.append(self.call()["wall_s"])
-            last, before = times_s[-WINDOW:], times_s[-2 * WINDOW : -WINDOW]
-            steady = len(before) == WINDOW and abs(np.median(last) / np.median(before) - 1) < STEADY
+        """Call until the latency is steady, and hold the garbage collector from then on."""
+        num_calls, steady = warm_up(lambda: self.call()["wall_s"])
         gc.collect()
         gc.disable()
-        return {"num_warm_calls": len(times_s), "steady": bool(steady)}
+        return {"num_warm_calls": num_calls, "steady": steady}
 
     def call(self) -> dict[str, float]:
-        """Wall and processor seconds of one call."""
+        """Wall and processor seconds of one call. The processor waits for a GPU, or it does not: there they count as equal."""
         cpu, wall = time.process_time(), time.perf_counter()
         self.runner(self.batch_NCHW)
-        return {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+        wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+        return {"wall_s": wall_s, "cpu_s": cpu_s if self.task["device"] == "cpu" else wall_s}
 
     def turn(self) -> dict[str, float]:
         """One timed call after one that is not, which brings the caches back from the other runners."""
@@ -103,6 +107,9 @@ class Bench:
     def memory(self) -> dict[str, int]:
         """Bytes at the peak, and those the process held before the runner was opened."""
         return {"peak_bytes": peak_bytes(), "before_bytes": self.before_bytes}
+
+    def _free_bytes(self) -> int | None:
+        return None if self.task["device"] == "cpu" else free_device_bytes()
 
 
 def serve(bench: Bench, questions: TextIO, answer: Callable[[dict[str, Any]], None]) -> None:

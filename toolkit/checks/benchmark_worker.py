@@ -18,14 +18,16 @@ from toolkit import errors
 from toolkit.errors import EnvironmentProblem
 
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+NO_TF32 = {"NVIDIA_TF32_OVERRIDE": "0"}  # for the libraries that a runtime asks itself, TensorRT among them
 MODULE = "toolkit.checks.benchmark_process"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a process is for: a bundle (by store and digest), a runner kind, a batch size, threads, images and logits files.
+    """What a process is for: a bundle (by store and digest), what opens it, a batch size, threads, images and logits files.
 
-    `imports` are modules that register the bundle's architecture.
+    What `torch.compile` writes goes to `compiled`, empty at first, so that compiling is measured from nothing. `imports` are
+    modules that register the bundle's architecture.
     """
 
     store: str
@@ -35,6 +37,9 @@ class Task:
     threads: int
     images: str
     logits: str
+    device: str = "cpu"
+    precision: str = "fp32"
+    compiled: str = ""
     imports: tuple[str, ...] = ()
 
 
@@ -44,6 +49,7 @@ class Worker:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+        settings = NO_TF32 | ({"TORCHINDUCTOR_CACHE_DIR": task.compiled} if task.compiled else {})
         threads = {name: str(task.threads) for name in THREAD_SETTINGS}
         self.process = subprocess.Popen(
             [sys.executable, "-m", MODULE, json.dumps(asdict(task))],
@@ -51,7 +57,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))},
+            env={**os.environ, **threads, **settings, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))},
         )
 
     def __enter__(self) -> "Worker":
