@@ -9,7 +9,7 @@ import torch
 from tests.backends.small import bundled, images_NCHW, small, written
 from toolkit.backends import EagerRunner, OnnxRunner, Runner, open_runner, runner_kinds
 from toolkit.bundle import ONNX, Store
-from toolkit.errors import InputRefused, UsageError
+from toolkit.errors import EnvironmentProblem, InputRefused, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,11 @@ def test_a_bundle_opens_as_what_it_is_served_with(store: Store, graph: Path) -> 
 def test_every_kind_of_runner_opens_a_bundle(store: Store, graph: Path) -> None:
     plain = bundled(store)
     exported = store.add(plain.manifest, weights=plain.weights(), files={ONNX: graph})
-    assert {"eager", "onnx"} <= set(runner_kinds())
+    assert {"compile", "eager", "onnx", "openvino"} <= set(runner_kinds())
     for kind in runner_kinds():
-        assert open_runner(exported, kind=kind, threads=1)(images_NCHW()[:2]).shape == (2, 3)
+        try:
+            runner = open_runner(exported, kind=kind, threads=1)
+        except EnvironmentProblem:  # an extra or a compiler is missing; test_runtimes says so by name
+            continue
+        assert isinstance(runner, Runner)
+        assert kind == "compile" or runner(images_NCHW()[:2]).shape == (2, 3)  # compiling takes long; test_runtimes does it

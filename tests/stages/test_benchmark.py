@@ -11,6 +11,7 @@ from rich.console import Console
 from tests.backends.small import LABELS, PREPROCESSING, SIZE_PX, bundled, small
 from toolkit.backends import write_onnx
 from toolkit.bundle import ONNX, WEIGHTS, Bundle, Report, Store, lineage
+from toolkit.checks.benchmark_plan import Timing
 from toolkit.data.shapes import shapes
 from toolkit.release.benchmark_page import render_benchmark
 from toolkit.release.tables import show_report
@@ -31,8 +32,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Bundle, Repor
         store=store,
         data=shapes(60, size_px=SIZE_PX, noise=20.0),
         runners=["onnxruntime", "onnxruntime", "eager"],
+        precision=["fp32"],
         batch=[3],
-        rounds=5,
+        timing=Timing(rounds=6, launches=2),
         run_dir=folder,
     )
     return store, bundle, report
@@ -58,11 +60,16 @@ def test_runners_agree_and_are_measured(done: tuple[Store, Bundle, Report]) -> N
         assert report.value(f"throughput.{where}") == pytest.approx(3000 / p50)
         assert report.value(f"memory.{where}") < 500  # torch and onnxruntime themselves are left out
         assert report.value(f"load_time.{where}") > 0
+        assert report.value(f"first_call.{where}") > 0
+        assert report.value(f"floors.{where}") < 8
     assert report.value("accuracy.eager[batch=3]") == report.value("accuracy.onnxruntime[batch=3]")
     assert report.value("size.onnxruntime[batch=3]") * 2**20 == pytest.approx(bundle.file(ONNX).stat().st_size)
     assert report.value("size.eager[batch=3]") * 2**20 == pytest.approx(bundle.file(WEIGHTS).stat().st_size)
     assert report.value("latency_ratio.eager[batch=3]") > 0
-    assert [run["threads"] for run in report.details["runs"]] == [1, 1, 1]
+    for run in report.details["runs"]:
+        assert (run["threads"], run["num_launches"], run["num_calls"] % 6) == (1, 2, 0)
+    assert report.details["runs"][0]["settings"] == {"providers": ["CPUExecutionProvider"], "intra_op_threads": 1}
+    assert report.details["runs"][2]["settings"] == {"device": "cpu", "torch_threads": 1, "autocast": "off"}
     assert report.details["reference"] == "torch float64"
 
 
@@ -77,11 +84,11 @@ def test_the_report_is_kept_and_the_page_is_whole(done: tuple[Store, Bundle, Rep
     assert "onnxruntime-2" in page
 
 
-def test_the_table_fits_a_wide_terminal_and_names_every_verdict(done: tuple[Store, Bundle, Report]) -> None:
+def test_the_table_fits_a_terminal_of_100_columns_and_names_every_verdict(done: tuple[Store, Bundle, Report]) -> None:
     report = replace(
         done[2], details={**done[2].details, "comparison": {"3": {"onnxruntime-2": "no difference", "eager": "slower"}}}
     )
-    console = Console(width=116, record=True, file=io.StringIO())
+    console = Console(width=100, record=True, file=io.StringIO())
     show_report(report, console)
     text = console.export_text()
     assert "no difference" in text

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from toolkit.bundle import WEIGHTS, Bundle, Measurement, Report, environment
@@ -108,10 +109,15 @@ def _reference(bundle: Bundle, pixels: Pixels) -> tuple[Reference | None, tuple[
 def _launched(task: Task, entries: Sequence[Entry], timing: Timing, *, seed: int) -> dict[Entry, list[Launched]]:
     """Every entry's launches; the first one answers the images as well."""
     rounds = -(-timing.rounds // timing.launches)
-    launches = [
-        launch(task, entries, rounds=rounds, seed=seed + index, logits=index == 0)
-        for index in track(range(timing.launches), description=f"benchmark, batch {task.batch}", transient=True)
-    ]
+    console = Console(stderr=True)
+    numbers = track(
+        range(timing.launches),
+        description=f"batch {task.batch}: launches",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    launches = [launch(task, entries, rounds=rounds, seed=seed + index, logits=index == 0) for index in numbers]
     return dict(zip(entries, map(list, zip(*launches, strict=True)), strict=True))
 
 

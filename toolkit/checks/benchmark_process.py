@@ -86,8 +86,8 @@ class Bench:
         return {}
 
     def warm(self) -> dict[str, Any]:
-        """Call until the latency is steady, and hold the garbage collector from then on."""
-        num_calls, steady = warm_up(lambda: self.call()["wall_s"])
+        """Call until the processor time of a call is steady, and hold the garbage collector from then on."""
+        num_calls, steady = warm_up(lambda: self.call()["cpu_s"])
         gc.collect()
         gc.disable()
         return {"num_warm_calls": num_calls, "steady": steady}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from toolkit.backends.clock import LEAST_CPU_SHARE, LEAST_QUIET
 
@@ -23,16 +23,17 @@ QUANTILES = {"latency_median": 0.5, "latency_p95": 0.95, "latency_p99": 0.99}
 
 STEADY, NUM_WINDOWS = 0.05, 3
 LEAST_WINDOW_CALLS, LEAST_WINDOW_S = 5, 0.05
-MOST_WARM_S = 20.0
+MOST_WARM_S = 10.0
 
 Interval = tuple[float, float]
 Verdict = Literal["faster", "slower", "no difference"]
 
 
 def warm_up(call: Callable[[], float], *, most_s: float = MOST_WARM_S) -> tuple[int, bool]:
-    """Call (it returns its seconds) until the last three windows' medians lie within 5% of each other.
+    """Call (it returns its processor seconds) until the last three windows' medians lie within 5% of each other.
 
     A window is at least 5 calls and 50 ms, so that a fast model is watched for longer than a processor takes to clock up.
+    Processor time, because a busy neighbour makes no call colder.
     Returns the number of calls, and whether it became steady within `most_s` seconds of calling.
     """
     medians_s: list[float] = []
@@ -90,7 +91,7 @@ def compared(samples_ms: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Compar
     found = {}
     for name in others:
         logs = np.log(medians_ms[name] / medians_ms[first])
-        half = stats.t.ppf(0.975, len(logs) - 1) * np.std(logs, ddof=1) / np.sqrt(len(logs))
+        half = stdtrit(len(logs) - 1, 0.975) * np.std(logs, ddof=1) / np.sqrt(len(logs))
         ratio, low, high = (float(value) for value in np.exp(np.mean(logs) + np.array([0, -half, half])))
         found[name] = Comparison(ratio, (low, high), verdict(ratio, (low, high)))
     return found

@@ -5,16 +5,18 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.axes import Axes
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from toolkit.bundle import Report
 from toolkit.bundle.atomic import write_atomic
 from toolkit.release import quantities
-from toolkit.release.benchmark_table import COLUMNS, Run, runs_of, warnings
-from toolkit.release.page_figures import blank_figure, data_uri
+from toolkit.release.benchmark_table import WORDS, Run, explanation, headlines, runs_of, tables_of, warnings
+from toolkit.release.page_figures import INK, blank_figure, data_uri
 
 COLOURS = ("#6b7280", "#0072b2", "#c8500a", "#00795c", "#8a6100", "#7b3f98")
 DASHES = ("-", "--", "-.", ":")
+FAR_APART = 8
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -35,10 +37,15 @@ def render_benchmark(report: Report) -> str:
     context = {
         "digest": report.subjects[0],
         "details": details,
-        "columns": COLUMNS,
+        "tables": tables_of(report),
+        "words": WORDS,
+        "headlines": headlines(report),
+        "explanation": explanation(report),
         "runs": runs,
         "facts": details["runs"],
+        "settings": {facts["runner"]: facts["settings"] for facts in details["runs"]},
         "warnings": warnings(report),
+        "left_out": details["left_out"],
         "spread": figures,
         "accuracy": accuracy_figure(runs),
         "environment": report.environment,
@@ -52,40 +59,48 @@ def render_benchmark(report: Report) -> str:
 
 
 def spread_figure(samples: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Share of calls that took at most so many milliseconds, a curve a runner."""
-    figure, (axes,) = blank_figure(4.6, 3.3)
+    """Share of calls that took at most so many milliseconds, a curve a runner; logarithmic where they lie far apart."""
+    figure, (axes,) = blank_figure(4.6, 3.7)
     for index, (name, times_ms) in enumerate(samples):
         ordered = np.sort(times_ms)
         share = np.arange(1, len(ordered) + 1) / len(ordered)
         axes.step(ordered, share, where="post", label=name, color=_colour(index), linestyle=DASHES[index % len(DASHES)])
-    axes.set(ylim=(0, 1.02), xlabel="milliseconds a call (logarithmic)", ylabel="share of calls", xscale="log")
-    for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        formatter(ScalarFormatter())
-    axes.tick_params(axis="x", which="minor", labelsize=7)
     low, high = min(min(times) for _, times in samples), max(max(times) for _, times in samples)
-    if high / low > 3:
+    axes.set(ylim=(0, 1.02), xlabel="milliseconds a call", ylabel="share of calls")
+    if high / low > FAR_APART:
+        axes.set(xscale="log", xlabel="milliseconds a call (logarithmic)")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.legend(loc="lower right", frameon=False)
+    else:
+        axes.set_xlim(left=0)
+    _legend_below(axes)
     return data_uri(figure)
 
 
 def accuracy_figure(runs: Sequence[Run]) -> str:
-    """Accuracy with its 95% interval against the median latency an image, a mark a runner and batch size."""
-    figure, (axes,) = blank_figure(4.6, 3.3)
+    """Accuracy with its 95% interval against the median latency an image: a colour a runner, a mark a batch size."""
+    figure, (axes,) = blank_figure(6.2, 3.9)
     names = list(dict.fromkeys(run.runner for run in runs))
     batches = list(dict.fromkeys(run.batch for run in runs))
     for run in runs:
-        index = names.index(run.runner)
-        value, accuracy = run.number("latency_median") / run.batch, run.measurements["accuracy"]
-        low, high = accuracy.interval or (run.number("accuracy"),) * 2
-        axes.plot([value, value], [low, high], color=_colour(index), linewidth=1, alpha=0.6)
-        marker = MARKERS[batches.index(run.batch) % len(MARKERS)]
-        label = f"{run.runner}, batch {run.batch}"
-        axes.plot(value, run.number("accuracy"), marker=marker, markersize=6, linestyle="", color=_colour(index), label=label)
-    axes.set(xlabel="median milliseconds an image", ylabel="accuracy")
+        colour, marker = _colour(names.index(run.runner)), MARKERS[batches.index(run.batch) % len(MARKERS)]
+        value, percent = run.number("latency_median") / run.batch, 100 * run.number("accuracy")
+        low, high = run.measurements["accuracy"].interval or (percent / 100,) * 2
+        axes.plot([value, value], [100 * low, 100 * high], color=colour, linewidth=1, alpha=0.45)
+        axes.plot(value, percent, marker=marker, markersize=6.5, linestyle="", color=colour)
+    for index, name in enumerate(names):
+        axes.plot([], [], color=_colour(index), linewidth=3, label=name)
+    for marker, batch in zip(MARKERS, batches, strict=False):
+        axes.plot([], [], color=INK, marker=marker, markersize=6.5, linestyle="", label=f"batch {batch}")
+    axes.set(xlabel="median milliseconds an image", ylabel="accuracy, %")
     axes.set_xlim(left=0)
-    axes.legend(loc="best", frameon=False, fontsize=8)
+    _legend_below(axes)
     return data_uri(figure)
+
+
+def _legend_below(axes: Axes) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize=8, handlelength=2.2)
 
 
 def _colour(index: int) -> str:

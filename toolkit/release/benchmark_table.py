@@ -8,25 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.bundle import Measurement, Report
-from toolkit.release.quantities import show_value
 
 STYLES = {"faster": "green", "slower": "red", "no difference": "dim", "baseline": "dim"}
-COLUMNS: tuple[str, ...] = (
-    "runner",
-    "batch",
-    "accuracy",
-    "same",
-    "p50 ms",
-    "p95",
-    "p99",
-    "ratio",
-    "speed",
-    "images/s",
-    "RAM MiB",
-    "file MiB",
-    "load ms",
-)
-NUM_FIRST = COLUMNS.index("speed") + 1
+WORDS = ("runner", "speed")
+"""The columns that hold words; all others hold numbers."""
+
+SPEED = ("runner", "batch", "accuracy", "same", "p50 ms", "p95", "p99", "ratio (95%)", "speed")
+COSTS = ("runner", "batch", "images/s", "RAM MiB", "GPU MiB", "file MiB", "load ms", "first call ms", "floors")
+
+FLOORS = "floors: the worst image's error, in float32's own distance from float64; a sound float32 graph stays within 8"
 
 
 @dataclass(frozen=True)
@@ -44,6 +34,14 @@ class Run:
         assert value is not None
         return value
 
+    def number_or(self, metric: str, otherwise: float) -> float:
+        """The value of a metric, or `otherwise` where it was not measured."""
+        return self.number(metric) if metric in self.measurements else otherwise
+
+    def show(self, metric: str, digits: int) -> str:
+        """The value of a metric with so many digits, or a dash where it was not measured."""
+        return f"{self.number(metric):,.{digits}f}" if metric in self.measurements else "-"
+
     @property
     def ratio(self) -> str:
         """The ratio of medians to the baseline's with its interval, or a dash."""
@@ -52,19 +50,30 @@ class Run:
             return "-"
         return f"{found.value:.2f} ({found.interval[0]:.2f}–{found.interval[1]:.2f})"
 
-    def cells(self) -> list[str]:
-        """The row as text, in the order of `COLUMNS`."""
-        accuracy, agreement = self.measurements["accuracy"], self.measurements["top1_agreement"]
-        latencies = [f"{self.number(metric):.2f}" for metric in ("latency_median", "latency_p95", "latency_p99")]
-        sizes = [f"{self.number(metric):.1f}" for metric in ("memory", "size", "load_time")]
-        return [
-            *(self.runner, str(self.batch), show_value(accuracy), show_value(agreement), *latencies, self.ratio, self.said),
-            *(f"{self.number('throughput'):,.0f}", *sizes),
-        ]
+    def cells(self) -> dict[str, str]:
+        """The row as text, by column."""
+        return {
+            "runner": self.runner,
+            "batch": str(self.batch),
+            "accuracy": f"{self.number('accuracy'):.1%}",
+            "same": f"{self.number('top1_agreement'):.1%}",
+            "p50 ms": self.show("latency_median", 2),
+            "p95": self.show("latency_p95", 2),
+            "p99": self.show("latency_p99", 2),
+            "ratio (95%)": self.ratio,
+            "speed": self.said,
+            "images/s": self.show("throughput", 0),
+            "RAM MiB": self.show("memory", 1),
+            "GPU MiB": self.show("device_memory", 1),
+            "file MiB": self.show("size", 1),
+            "load ms": self.show("load_time", 0),
+            "first call ms": self.show("first_call", 1 if self.number("first_call") < 100 else 0),
+            "floors": self.show("floors", 1 if self.number_or("floors", 0) < 100 else 0),
+        }
 
 
 def runs_of(report: Report) -> list[Run]:
-    """The runs of a report `benchmark`, in its order."""
+    """The runs of a report `benchmark`, by batch size in the order of the plan."""
     found = []
     for facts in report.details["runs"]:
         name, batch = facts["runner"], facts["batch"]
@@ -74,14 +83,21 @@ def runs_of(report: Report) -> list[Run]:
     return found
 
 
+def tables_of(report: Report) -> dict[str, list[str]]:
+    """The columns of the two tables by title: quality with latency, and costs; the GPU's only where one was used."""
+    on_gpu = any("device_memory" in run.measurements for run in runs_of(report))
+    return {"Quality and speed": list(SPEED), "Costs": [name for name in COSTS if on_gpu or name != "GPU MiB"]}
+
+
 def benchmark_tables(report: Report) -> list[Table]:
-    """The runs as two tables, quality with latency and costs; speed is against the first runner at the same batch size."""
+    """The runs as two tables; speed is against the first runner at the same batch size."""
     data = report.details["data"]
     title = f"Benchmark on {data['name']}, {data['split']} split, {data['num_samples']} images"
-    told = f"speed against {report.details['baseline']}; same: share of images answered like {report.details['reference']}"
+    left_out = [f"left out: {reason}" for reason in report.details["left_out"]]
+    captions = [explanation(report), "\n".join([FLOORS, *headlines(report), *left_out, *warnings(report)])]
     return [
-        _table(report, title, COLUMNS[:NUM_FIRST], "\n".join([told, *warnings(report)])),
-        _table(report, "Benchmark: costs", ("runner", "batch", *COLUMNS[NUM_FIRST:]), ""),
+        _table(report, f"{title}: {part.lower()}", columns, caption)
+        for (part, columns), caption in zip(tables_of(report).items(), captions, strict=True)
     ]
 
 
@@ -94,25 +110,45 @@ def _table(report: Report, title: str, columns: Sequence[str], caption: str) -> 
         box=box.SIMPLE_HEAD,
         header_style="dim",
         pad_edge=False,
+        collapse_padding=True,
     )
     for column in columns:
-        table.add_column(column, justify="left" if column in ("runner", "speed") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in WORDS else "right", no_wrap=True)
     runs = runs_of(report)
     for run, following in zip(runs, [*runs[1:], None], strict=True):
-        cells = dict(zip(COLUMNS, run.cells(), strict=True))
+        cells = run.cells()
         ends = following is not None and following.batch != run.batch
         table.add_row(*(Text(cells[c], style=STYLES[run.said] if c == "speed" else "") for c in columns), end_section=ends)
     return table
 
 
+def headlines(report: Report) -> list[str]:
+    """For each batch size, which runner is the fastest and by how much, if any is."""
+    runs, baseline = runs_of(report), report.details["baseline"]
+    found = []
+    for batch in report.details["batch"]:
+        faster = [run for run in runs if run.batch == batch and run.said == "faster"]
+        if not faster:
+            found.append(f"batch {batch}: no runner is faster than {baseline}")
+            continue
+        best = min(faster, key=lambda run: run.number("latency_ratio"))
+        found.append(f"batch {batch}: fastest is {best.runner}, {best.ratio} of {baseline}'s median latency")
+    return found
+
+
+def explanation(report: Report) -> str:
+    """What two of the columns mean."""
+    return f"speed against {report.details['baseline']}; same: share of images answered like {report.details['reference']}"
+
+
 def warnings(report: Report) -> list[str]:
-    """What a reader must know before trusting the times."""
+    """What a reader must know before trusting the times: what disturbed the times."""
     runs = report.details["runs"]
     said = []
     busy = [f"{run['runner']} (batch {run['batch']})" for run in runs if run["contended"]]
     unsteady = [f"{run['runner']} (batch {run['batch']})" for run in runs if not run["steady"]]
     if busy:
-        said.append(f"the machine was busy: most calls of {', '.join(busy)} were disturbed; repeat when it is quiet")
+        said.append(f"busy machine: most calls of a launch were disturbed ({', '.join(busy)}); repeat when it is quiet")
     if unsteady:
         said.append(f"still changing after warm-up: {', '.join(unsteady)}")
     if any(run["threads"] > 1 for run in runs):
