@@ -9,9 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch._inductor import freezing
 
 from tests.backends.small import bundled, images_NCHW, small, written
 from toolkit.backends import EagerRunner, autocast_dtype, open_runner, open_session, run_openvino
+from toolkit.backends.devices import PROVIDERS
 from toolkit.backends.number_formats import processor_flags
 from toolkit.backends.run_compile import CompiledRunner
 from toolkit.backends.run_openvino import OpenvinoRunner
@@ -39,6 +41,8 @@ def test_the_compiled_module_gives_the_same_logits_and_leaves_the_module_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    frozen, freeze = [], freezing.freeze
+    monkeypatch.setattr(freezing, "freeze", lambda *a, **k: frozen.append(1) or freeze(*a, **k))
     deployed = small()
     runner = CompiledRunner(deployed, threads=1)
     np.testing.assert_allclose(
@@ -46,7 +50,7 @@ def test_the_compiled_module_gives_the_same_logits_and_leaves_the_module_alone(
     )
     assert list(tmp_path.rglob("*.so")), "nothing was compiled"
     assert not hasattr(deployed, "_orig_mod")
-    assert runner.settings["inductor"]["freezing"] is True
+    assert frozen, "the weights were not frozen"
 
 
 def test_without_a_compiler_the_error_names_it(exported: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,8 +64,8 @@ def test_a_compiler_that_fails_is_told_in_one_message(tmp_path: Path, monkeypatc
     broken.write_text("#!/bin/sh\necho 'fatal error: Python.h: No such file or directory' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("CXX", str(broken))
-    with pytest.raises(EnvironmentProblem, match=r"could not compile the model with .*g\+\+.*python3-dev"):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(broken),))  # read from CXX when torch was imported
+    with pytest.raises(EnvironmentProblem, match=r"could not compile the model .*python3-dev"):
         CompiledRunner(small(), threads=1)(images_NCHW()[:3])
 
 
@@ -152,3 +156,25 @@ def test_autocast_shortens_the_products_and_answers_in_float32() -> None:
     assert short_NK.dtype == np.float32
     error = float(np.abs(short_NK - exact_NK).max() / np.abs(exact_NK).max())
     assert 1e-4 < error < 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", ["eager", "compile"])
+def test_torch_on_the_card_answers_like_float64_with_tf32_off(exported: Bundle, kind: str) -> None:
+    runner = open_runner(exported, kind=kind, device="cuda")
+    reference_NK = EagerRunner(small(), dtype="float64")(images_NCHW()[:4])
+    np.testing.assert_allclose(runner(images_NCHW()[:4]), reference_NK, rtol=1e-4, atol=1e-5)
+    settings = getattr(runner, "settings")  # noqa: B009 (a runner need not have them)
+    assert (settings["tf32_matmul"], settings["tf32_cudnn"]) == (False, False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_onnxruntime_on_the_card_answers_like_float64_with_tf32_off(exported: Bundle, device: Any) -> None:
+    if PROVIDERS[device][0][0] not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {PROVIDERS[device][0][0]}")
+    runner = open_runner(exported, kind="onnx", device=device)
+    reference_NK = EagerRunner(small(), dtype="float64")(images_NCHW()[:4])
+    np.testing.assert_allclose(runner(images_NCHW()[:4]), reference_NK, rtol=1e-4, atol=1e-5)
+    assert not any(getattr(runner, "settings")["tf32"].values())  # noqa: B009

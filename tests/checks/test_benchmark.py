@@ -139,10 +139,11 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
     assert kind_and_device("eager") == ("eager", "cpu")
 
 
-@pytest.fixture
-def exported(store: Store, tmp_path: Path) -> Bundle:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The small net with graphs in fp32 and, by name, in int8."""
-    graph, _ = written(tmp_path)
+    folder = tmp_path_factory.mktemp("exported")
+    store, (graph, _) = Store(folder / "store"), written(folder)
     plain = bundled(store)
     return store.add(plain.manifest, weights=plain.weights(), files={GRAPHS["fp32"]: graph, GRAPHS["int8"]: graph})
 
