@@ -87,7 +87,14 @@ def test_disturbed_calls_are_dropped_and_a_busy_machine_is_told() -> None:
     assert enough_quiet(wall_s_R, cpu_s_R)
     cpu_s_R[:8] = np.linspace(0.001, 0.008, 8)
     assert not enough_quiet(wall_s_R, cpu_s_R)
-    assert (~np.isnan(kept_ms(wall_s_R, cpu_s_R))).sum() == 5
+    kept = kept_ms(wall_s_R, cpu_s_R)
+    assert kept[~np.isnan(kept)].tolist() == pytest.approx([6, 7, 8, 10, 10])  # processor time: wall time is the neighbour's
+
+
+def test_a_busy_machine_does_not_make_a_slow_model_look_slower_than_it_is() -> None:
+    quick, slow = planted(1, 0, luck=0), planted(2, 1, luck=0)
+    waited = [kept_ms(times_ms * 5e-3, times_ms * 1e-3) for times_ms in slow]  # four fifths of each call it waited for a core
+    assert compared({"quick": quick, "slow": waited})["slow"].ratio == pytest.approx(2, rel=0.1)
 
 
 def test_errors_are_told_in_floors_of_float32() -> None:

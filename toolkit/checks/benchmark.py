@@ -32,7 +32,8 @@ from toolkit.models import restore
 MAX_IMAGES = 512
 METHOD = {
     "latency": "interleaved rounds, one timed call a round after one untimed, from float32 pixels on the host to logits on the "
-    "host (on a GPU with both copies, which also wait for it); calls with less than 0.9 of a core are dropped, on a GPU none",
+    "host (on a GPU with both copies, which also wait for it); calls with less than 0.9 of a core are dropped, on a GPU none; "
+    "where most had less, the quieter half counts with its processor time",
     "warm_up": "calls until the medians of three windows (each of 5 calls and 50 ms at least) lie within 5%",
     "interval": "95%; of a ratio: Student's t over the launches, each with new processes and a ratio of medians of its own; "
     "of a latency: bootstrap over launches and their calls",

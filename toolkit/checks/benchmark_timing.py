@@ -57,11 +57,16 @@ def enough_quiet(wall_s_R: np.ndarray, cpu_s_R: np.ndarray) -> bool:
 
 
 def kept_ms(wall_s_R: np.ndarray, cpu_s_R: np.ndarray) -> np.ndarray:
-    """Milliseconds of each call; NaN where it got less than a core (or, if most did, where it was not among the quietest)."""
+    """Milliseconds of each call; NaN where it got less than a core.
+
+    Where most calls did, the quieter half counts with its processor time: a call longer than the scheduler's slice hardly ever
+    goes undisturbed on a busy machine, a short one does, and their wall times would tell of that and not of the models.
+    """
     share_R = _share(wall_s_R, cpu_s_R)
-    least = max(1, round(LEAST_QUIET * len(share_R)))
-    bound = min(LEAST_CPU_SHARE, np.sort(share_R)[-least])
-    return np.where(share_R >= bound, 1e3 * wall_s_R, np.nan)
+    if enough_quiet(wall_s_R, cpu_s_R):
+        return np.where(share_R >= LEAST_CPU_SHARE, 1e3 * wall_s_R, np.nan)
+    bound = np.sort(share_R)[-max(1, round(LEAST_QUIET * len(share_R)))]
+    return np.where(share_R >= bound, 1e3 * cpu_s_R, np.nan)
 
 
 def quantile(samples_ms: Sequence[np.ndarray], share: float, *, seed: int = 0) -> tuple[float, Interval]:

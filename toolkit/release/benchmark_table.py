@@ -148,7 +148,10 @@ def warnings(report: Report) -> list[str]:
     busy = [f"{run['runner']} (batch {run['batch']})" for run in runs if run["contended"]]
     unsteady = [f"{run['runner']} (batch {run['batch']})" for run in runs if not run["steady"]]
     if busy:
-        said.append(f"busy machine: most calls of a launch were disturbed ({', '.join(busy)}); repeat when it is quiet")
+        said.append(
+            f"busy machine: most calls were disturbed in a launch of {', '.join(busy)}, which counts with its processor time; "
+            "tails are longer than told, repeat when it is quiet"
+        )
     if unsteady:
         said.append(f"still changing after warm-up: {', '.join(unsteady)}")
     if any(run["threads"] > 1 for run in runs):
