@@ -47,9 +47,11 @@ def test_a_faithful_graph_passes_with_every_number_in_the_report(clean: Path) ->
     assert report.value("opset") == 20
     assert report.value("finite") == 1
     assert report.details["num_edge_images"] == 4
-    assert {(run["optimiser"], run["batch"]) for run in report.details["runs"]} == {
-        (level, batch) for level in ("off", "all") for batch in (1, 2, 7, 32)
+    assert {(run["device"], run["optimiser"], run["batch"]) for run in report.details["runs"]} >= {
+        ("cpu", level, batch) for level in ("off", "basic", "all") for batch in (1, 2, 7, 32)
     }
+    assert report.value("top1_agreement") == report.value("top5_agreement") == 1
+    assert report.details["devices"] == sorted({run["device"] for run in report.details["runs"]})
     assert Report.from_json(report.to_json(), "report").measurements == report.measurements
 
 

@@ -62,20 +62,29 @@ class Noise:
         error_N = rms(logits_NK - self.double_NK)
         return np.maximum(error_N - self.rounding_N, 0) / np.maximum(self.floor_N, np.finfo(np.float64).tiny)
 
-    def disagreements(self, logits_NK: np.ndarray, *, k: float) -> tuple[list[int], list[int]]:
-        """The images whose top label differs from float64's: (decisions changed, ties).
+    def disagreements(self, logits_NK: np.ndarray, *, k: float, top: int = 1) -> tuple[list[int], list[int]]:
+        """The images whose first `top` labels differ from float64's, in kind or order: (decisions changed, ties).
 
-        A tie is where the float64 margin between the two labels is at most `k` times the error that float32 was measured to
-        make in it.
+        A tie is where every two labels that changed places lie, in float64, no further apart than `k` times the error that
+        float32 was measured to make in their difference.
         """
-        ours_N, theirs_N = logits_NK.argmax(1), self.double_NK.argmax(1)
+        ours_NT, theirs_NT = (np.argsort(-values_NK, axis=1, kind="stable")[:, :top] for values_NK in (logits_NK, self.double_NK))
         changed, ties = [], []
-        for n in np.flatnonzero(ours_N != theirs_N).tolist():
-            margin = self.double_NK[n, theirs_N[n]] - self.double_NK[n, ours_N[n]]
-            margin_R = self.single_RNK[:, n, theirs_N[n]] - self.single_RNK[:, n, ours_N[n]]
-            noise = max(float(np.sqrt(np.mean(np.square(margin_R - margin)))), float(np.sqrt(2) * self.floor_N[n]))
-            (ties if margin <= k * noise + 2 * self.rounding_N[n] else changed).append(n)
+        for n in np.flatnonzero((ours_NT != theirs_NT).any(1)).tolist():
+            swapped = [
+                (above, below)
+                for above in theirs_NT[n]
+                for below in ours_NT[n]
+                if self.double_NK[n, above] > self.double_NK[n, below] and logits_NK[n, above] <= logits_NK[n, below]
+            ]
+            (ties if all(self._tied(n, above, below, k) for above, below in swapped) else changed).append(n)
         return changed, ties
+
+    def _tied(self, n: int, above: int, below: int, k: float) -> bool:
+        margin = self.double_NK[n, above] - self.double_NK[n, below]
+        margin_R = self.single_RNK[:, n, above] - self.single_RNK[:, n, below]
+        noise = max(float(np.sqrt(np.mean(np.square(margin_R - margin)))), float(np.sqrt(2) * self.floor_N[n]))
+        return bool(margin <= k * noise + 2 * self.rounding_N[n])
 
 
 def measure_noise(reference: nn.Module, images_NCHW: np.ndarray, *, num_runs: int, seed: int = 0) -> Noise:
