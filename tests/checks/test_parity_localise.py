@@ -1,7 +1,7 @@
 """A failing parity names its place: for each planted fault the module it was planted in, for a clean graph none."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from tests.backends.small import PREPROCESSING, altered, images_NCHW, small, wri
 from toolkit.backends import write_onnx
 from toolkit.bundle import Architecture, Preprocessing
 from toolkit.checks.parity import parity
-from toolkit.checks.parity_localise import localise
+from toolkit.checks.parity_localise import Place, localise
+from toolkit.checks.parity_search import search
 from toolkit.models import Deployed, build
 
 
@@ -52,6 +53,31 @@ def test_a_scaled_weight_is_found_where_it_is(graph: Path, tensor: str, culprit:
     assert found.culprit.name == culprit
     assert all(place.ratio < 8 for place in found.places[: found.places.index(found.culprit)])
     assert culprit in found.sentence()
+
+
+@pytest.mark.parametrize("tensor", ["net.conv1.weight", "net.conv2.weight", "net.head.weight"])
+def test_with_memory_for_one_value_at_a_time_the_same_module_is_found(graph: Path, tensor: str) -> None:
+    altered(graph, tensor, 1.01)
+    everything, frugal = (localise(small(), graph, images_NCHW(), max_bytes=size) for size in (2**30, 1))
+    assert frugal.culprit == everything.culprit is not None
+
+
+def test_a_search_follows_the_edges_of_the_graph_and_compares_few_values() -> None:
+    order = [f"trunk{i}" for i in range(40)] + [f"branch{i}" for i in range(20)]  # the branch leaves the trunk at the start
+    upstream = {f"trunk{i}": frozenset(f"trunk{j}" for j in range(i)) for i in range(40)}
+    upstream |= {f"branch{i}": frozenset({"trunk0", *(f"branch{j}" for j in range(i))}) for i in range(20)}
+    for culprit in ("trunk0", "trunk17", "trunk39", "branch0", "branch19", ""):
+        rounds: list[int] = []
+
+        def compare(modules: Sequence[str], culprit: str = culprit, rounds: list[int] = rounds) -> list[Place]:
+            rounds.append(len(modules))
+            wrong = {m: 100.0 if m == culprit or culprit in upstream[m] else 1.0 for m in modules}
+            return [Place(m, (), "Conv", m, "", ratio) for m, ratio in wrong.items()]
+
+        found = search(order, upstream, dict.fromkeys(order, 10), compare, max_bytes=35, k=8)
+        assert next((place.module for place in found if place.ratio > 8), "") == culprit
+        assert max(rounds) <= 3
+        assert sum(rounds) <= 20
 
 
 def other_epsilon(deployed: Deployed) -> Deployed:

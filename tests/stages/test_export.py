@@ -1,6 +1,7 @@
 """The stage: an exported bundle that the serving side can check alone, or no bundle and a report that says why."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,13 @@ def test_a_graph_that_is_not_the_model_becomes_no_bundle(store: Store, data: Ima
     report = Report.from_json(path.read_bytes(), str(path))
     assert (report.check, report.verdict, report.subjects) == ("parity.failed", "fail", (parent.digest,))
     assert raised.value.exit_code == 1
+    message = str(raised.value)
+    assert re.search(r"net\.conv2 \+ net\.bn2 \(Conv, tests/backends/small\.py:\d+\): its error is .* floors, at most", message)
+    repro = path.parent / report.details["repro"]
+    assert f"python {repro / 'repro.py'}" in message
+    assert {"model.onnx", "inputs.safetensors", "expected.safetensors", "repro.py"} <= {p.name for p in repro.iterdir()}
+    assert sorted(p.name for p in path.parent.iterdir()) == ["parity.failed.json", "parity.failed.repro"]
+    assert set(store.reports(parent.digest)) == {"parity.failed"}
 
 
 def test_what_cannot_be_decided_becomes_no_bundle(store: Store, data: ImageSet) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from toolkit.errors import EnvironmentProblem
@@ -76,6 +76,26 @@ def staging_directory(parent: Path) -> Iterator[Path]:
     finally:
         os.close(descriptor)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def replace_directory(path: Path, files: Mapping[str, bytes]) -> None:
+    """Make `path` a directory of exactly these files; a reader never sees a part of them.
+
+    An older directory is moved away first, so that for a moment there may be none. Raises `EnvironmentProblem` when the place
+    cannot be written.
+    """
+    clear_leftovers(path.parent)
+    with staging_directory(path.parent) as staging, environment_errors(path):
+        for name, content in files.items():
+            (staging / name).write_bytes(content)
+            sync_file(staging / name)
+        os.chmod(staging, 0o755)
+        sync_directory(staging)
+        with staging_directory(path.parent) as old:
+            if path.exists():
+                path.rename(old / path.name)
+            staging.rename(path)
+        sync_directory(path.parent)
 
 
 def clear_leftovers(parent: Path) -> list[str]:

@@ -23,6 +23,7 @@ from toolkit.bundle.aliases import Aliases
 from toolkit.bundle.atomic import (
     clear_leftovers,
     environment_errors,
+    replace_directory,
     sha256_file,
     staging_directory,
     sync_directory,
@@ -234,6 +235,12 @@ class Store:
                 f"{path} is corrupt (its sha256 differs from the report's): run the check '{report.check}' again."
             )
         return load(content)
+
+    def attach(self, report: Report, kind: str, files: Mapping[str, bytes]) -> Path:
+        """Keep `files` beside a report, in the directory `<check>.<kind>`, replacing earlier ones; returns its path."""
+        path = self.root / "reports" / report.subjects[0] / f"{report.check}.{kind}"
+        replace_directory(path, files)
+        return path
 
     def reports(self, digest: str) -> dict[str, Report]:
         """The reports whose first subject is the bundle `digest`, by check name."""

@@ -71,7 +71,7 @@ def parity(
     limits = limits or ParityLimits()
     if len(images_NCHW) == 0:
         raise UsageError("parity needs real images: the data set's split is empty.")
-    every_NCHW = np.concatenate([images_NCHW, edge_images(images_NCHW.shape[1:])]).astype(np.float32)
+    every_NCHW = with_edges(images_NCHW)
     noise = measure_noise(reference, every_NCHW, num_runs=limits.num_runs)
     num_labels = noise.double_NK.shape[1]
     outcomes, unusable = run_matrix(onnx_path, every_NCHW, batches=limits.batches, num_labels=num_labels)
@@ -81,8 +81,9 @@ def parity(
         judged += _errors(noise, outcomes, limits, details)
     measurements = (*judged, Measurement("opset", graph_opset(onnx_path)))
     if verdict_of(measurements) == "fail" and not any(o.refusal for o in outcomes):
-        found = localise(reference, onnx_path, images_NCHW, k=limits.k_fail, num_runs=limits.num_runs)
-        details["fault"] = found.plain()
+        chosen = _telling(noise, outcomes, num_real=len(images_NCHW))
+        found = localise(reference, onnx_path, every_NCHW[chosen], k=limits.k_fail, num_runs=limits.num_runs)
+        details["fault"] = {**found.plain(), "images": chosen}
     details |= {
         "num_real_images": len(images_NCHW),
         "num_edge_images": len(every_NCHW) - len(images_NCHW),
@@ -92,6 +93,19 @@ def parity(
         "refusals": [f"{o.device.name}, optimiser {o.level}, batch {o.batch}: {o.refusal}" for o in outcomes if o.refusal],
     }
     return Report("parity", (subject,), verdict_of(measurements), measurements, details, environment())
+
+
+def with_edges(images_NCHW: np.ndarray) -> np.ndarray:
+    """The images parity looks at, float32: the real ones, then those at the edges of the range."""
+    return np.concatenate([images_NCHW, edge_images(images_NCHW.shape[1:])]).astype(np.float32)
+
+
+def _telling(noise: Noise, outcomes: list[Outcome], *, num_real: int) -> list[int]:
+    """The images to look for a fault with: the one that shows it most, and real ones that give a floor its measure."""
+    answers = [o.logits_NK for o in outcomes if o.logits_NK is not None]
+    broken_N = np.any([~np.isfinite(logits_NK).all(1) for logits_NK in answers], axis=0)
+    worst = int(broken_N.argmax() if broken_N.any() else np.max([noise.ratio_N(a) for a in answers], axis=0).argmax())
+    return sorted({worst, *np.linspace(0, num_real - 1, min(3, num_real)).round().astype(int).tolist()})
 
 
 def _all_run(outcomes: list[Outcome]) -> Measurement:

@@ -1,13 +1,16 @@
 """Stage `export`.
 
 Parity is the postcondition: the graph is written beside the store, compared with the module it came from on real images, and
-becomes a bundle only when it passed. A failed export leaves a report and nothing else.
+becomes a bundle only when it passed. A failed export leaves a report, beside it the part of the graph that shows the fault,
+and nothing else.
 """
 
 import logging
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +18,9 @@ from safetensors.torch import save_file
 
 from toolkit.backends import EagerRunner, ExportFacts, write_onnx
 from toolkit.bundle import GOLDEN, ONNX, Bundle, Measurement, Report, Store, environment, lineage, recipe_yaml
-from toolkit.checks.parity import ParityLimits, parity
+from toolkit.checks.parity import ParityLimits, parity, with_edges
 from toolkit.checks.parity_members import with_members
+from toolkit.checks.parity_repro import repro_files
 from toolkit.data import ImageSet, load_pixels
 from toolkit.errors import CheckFailed, InputRefused, Undecided, UsageError
 from toolkit.models import Deployed, pixel_contract, require_changeable, restore
@@ -36,7 +40,8 @@ def export(
 
     The new bundle holds the weights, `model.onnx` (float32 pixels in, logits out, free batch) and `golden.safetensors`
     (`num_golden` images as `images`, and the `logits` to expect). Its reports are `parity` and `export`. The same bundle, data
-    and settings are not exported twice. A graph that does not pass parity becomes no bundle, and the error names the report.
+    and settings are not exported twice. A graph that does not pass parity becomes no bundle; the error names the first wrong
+    module, the report, and the folder that reproduces the fault.
     """
     require_changeable(bundle, "exported")
     limits = limits or ParityLimits()
@@ -69,7 +74,7 @@ def export(
         )
         report = parity(deployed, path, images_NCHW, subject=bundle.digest, limits=limits)
         report = with_members(report, deployed, path, images_NCHW, limits)
-        _require_parity(report, store)
+        _require_parity(report, store, lambda fault: _repro(deployed, path, images_NCHW, fault, limits))
         chosen = np.linspace(0, len(images_NCHW) - 1, num_golden).round().astype(int)
         save_file(_golden(deployed, images_NCHW[chosen]), Path(folder) / GOLDEN)
         child = replace(manifest, contract=pixel_contract(manifest.preprocessing, len(manifest.labels)), lineage=made)
@@ -95,10 +100,11 @@ def _real_images(data: ImageSet, bundle: Bundle, *, at_least: int) -> np.ndarray
     return pixels.images_NCHW.numpy().astype(np.float32)
 
 
-def _require_parity(report: Report, store: Store) -> None:
+def _require_parity(report: Report, store: Store, repro: Callable[[Mapping[str, Any]], Mapping[str, bytes]]) -> None:
     if report.verdict == "pass":
         return
-    path = store.add_report(replace(report, check="parity.failed"))
+    failed = replace(report, check="parity.failed")
+    path = store.add_report(failed)
     broken = [m for m in report.measurements if m.limit is not None and m.passed is not True]
     reasons = "; ".join(f"{m.name} is {m.value:.4g}, limit {m.limit} ({m.limit.reason})" for m in broken if m.limit)
     if report.verdict == "undecided":
@@ -107,8 +113,21 @@ def _require_parity(report: Report, store: Store) -> None:
             f"float64, so any error could be rounding: its weights or BatchNorm statistics are ill-conditioned. No bundle was "
             f"made; the report is {path}."
         )
-    fault = report.details.get("fault", {}).get("sentence", "the graph does not run as asked")
-    raise CheckFailed(f"The exported graph is not the model: {reasons}. {fault}. No bundle was made; the report is {path}.")
+    fault = report.details.get("fault", {})
+    sentence = fault.get("sentence", "The graph does not run as asked: " + "; ".join(report.details["refusals"][:1]))
+    files = repro(fault) if fault else {}
+    if files:
+        place = store.attach(failed, "repro", files)
+        path = store.add_report(replace(failed, details={**failed.details, "repro": place.name}))
+        sentence += f". To see it alone: python {place / 'repro.py'}"
+    raise CheckFailed(f"The exported graph is not the model: {reasons}. {sentence}. No bundle was made; the report is {path}.")
+
+
+def _repro(
+    deployed: Deployed, path: Path, images_NCHW: np.ndarray, fault: Mapping[str, Any], limits: ParityLimits
+) -> dict[str, bytes]:
+    looked_at_NCHW = with_edges(images_NCHW)[fault["images"]]
+    return repro_files(deployed, path, looked_at_NCHW, fault, k=limits.k_fail, num_runs=limits.num_runs)
 
 
 def _golden(deployed: Deployed, images_NCHW: np.ndarray) -> dict[str, torch.Tensor]:
