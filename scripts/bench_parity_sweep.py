@@ -1,8 +1,8 @@
 """Export every torchvision classification architecture and check parity: no clean export may fail.
 
-Each architecture is built with random weights and the BatchNorm statistics of real photographs, exported and checked in a process
-of its own, at the smallest size it takes, because what is tested is every operator and not every pixel. Results are kept one by
-one in docs/parity_sweep.json, so that a stopped sweep goes on where it was; docs/parity_sweep.md is the table.
+Each architecture is built with random weights and the BatchNorm statistics of real photographs, exported and checked in a
+process of its own, at the smallest size it takes, because what is tested is every operator and not every pixel. Results are
+kept one by one in docs/parity_sweep.json, so that a stopped sweep goes on where it was; docs/parity_sweep.md is the table.
 
     python scripts/bench_parity_sweep.py [--only resnet18 vit_b_16] [--again]
 """
@@ -58,9 +58,7 @@ def architectures() -> list[tuple[str, int]]:
     """Every name with its number of parameters, smallest first."""
     import torchvision.models as models
 
-    published = {
-        name: models.get_model_weights(name).DEFAULT.meta["num_params"] for name in models.list_models(module=models)
-    }
+    published = {name: models.get_model_weights(name).DEFAULT.meta["num_params"] for name in models.list_models(module=models)}
     return sorted(published.items(), key=lambda entry: (entry[1], entry[0]))
 
 
@@ -108,11 +106,15 @@ def table(done: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {where['packages'][name]}" for name in ("torch", "torchvision", "onnx", "onnxruntime"))
     verdicts = [result["verdict"] for result in done.values()]
     lines = [
-        f"{len(done)} architectures: {verdicts.count('pass')} pass, {verdicts.count('undecided')} undecided, "
-        f"{verdicts.count('fail')} fail. {where['processor']}, {where['num_cpus']} cores (shared), {packages}.",
+        (
+            f"{len(done)} architectures: {verdicts.count('pass')} pass, {verdicts.count('undecided')} undecided, "
+            f"{verdicts.count('fail')} fail. {where['processor']}, {where['num_cpus']} cores (shared), {packages}."
+        ),
         "",
-        "| architecture | px | parameters (M) | nodes | way | trace (s) | write (s) | verify (s) | export (CPU s) "
-        "| parity (CPU s) | error, median (floors) | error, worst (floors) | verdict |",
+        (
+            "| architecture | px | parameters (M) | nodes | way | trace (s) | write (s) | verify (s) | export (CPU s) "
+            "| parity (CPU s) | error, median (floors) | error, worst (floors) | verdict |"
+        ),
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, result in sorted(done.items()):

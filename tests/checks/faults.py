@@ -1,7 +1,7 @@
 """Faults that an export may have, planted one at a time in real architectures, with the module that is to blame.
 
-A fault is planted in the graph, or in a copy of the module that the graph is then compared with: for parity the two are the same,
-and neither needs another export.
+A fault is planted in the graph, or in a copy of the module that the graph is then compared with: for parity the two are the
+same, and neither needs another export.
 
 N images, C channels, H height, W width, K labels.
 """
@@ -18,35 +18,15 @@ import onnx
 import torch
 from onnx import numpy_helper
 from torch import nn
-from torchvision.models import ConvNeXt, VisionTransformer
-from torchvision.models.convnext import CNBlockConfig
 
 from tests.checks.real import calibrated
 from toolkit.backends import ExportFacts, write_onnx
 from toolkit.bundle import Preprocessing
-from toolkit.models import Deployed, register
+from toolkit.models import Deployed
 
 SIZE_PX = 64
 PREPROCESSING = Preprocessing((SIZE_PX, SIZE_PX))
 NUM_CLASSES = 100
-
-
-def small_vit(num_classes: int) -> nn.Module:
-    """torchvision's ViT with four narrow layers."""
-    shape = {"patch_size": 16, "num_layers": 4, "num_heads": 3, "hidden_dim": 192, "mlp_dim": 768}
-    net = VisionTransformer(image_size=SIZE_PX, num_classes=num_classes, **shape)
-    nn.init.normal_(net.heads[0].weight, std=0.02)  # torchvision starts it at zero: every logit would be equal
-    return net
-
-
-def small_convnext(num_classes: int) -> nn.Module:
-    """torchvision's ConvNeXt with narrow stages and a layer scale that lets its blocks count."""
-    stages = [CNBlockConfig(24, 48, 2), CNBlockConfig(48, 96, 2), CNBlockConfig(96, 192, 3), CNBlockConfig(192, None, 2)]
-    return ConvNeXt(stages, layer_scale=0.5, num_classes=num_classes)
-
-
-register("tests/vit", small_vit)
-register("tests/convnext", small_convnext)
 
 
 @dataclass(frozen=True)
@@ -133,13 +113,18 @@ _folders: list[tempfile.TemporaryDirectory] = []
 
 def weight_scaled(export: Export, folder: Path) -> Planted:
     """The largest weight of a layer is a half larger in the graph."""
-    model, module = onnx.load(export.graph), export.deployed.get_submodule(export.places.weight)
-    tensor = _tensor_of(model, export.places.weight, module)
+    scaled_in_graph(export.graph, export.deployed, export.places.weight, folder / "model.onnx")
+    return Planted(export.deployed, folder / "model.onnx", export.places.weight)
+
+
+def scaled_in_graph(graph: Path, deployed: Deployed, layer: str, path: Path) -> None:
+    """Write `graph` to `path` with the largest weight of `layer` a half larger."""
+    model = onnx.load(graph)
+    tensor = _tensor_of(model, layer, deployed.get_submodule(layer))
     values = numpy_helper.to_array(tensor).copy()
     values.flat[int(np.abs(values).argmax())] *= 1.5
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    onnx.save(model, folder / "model.onnx")
-    return Planted(export.deployed, folder / "model.onnx", export.places.weight)
+    onnx.save(model, path)
 
 
 def epsilon_changed(export: Export, _folder: Path) -> Planted:

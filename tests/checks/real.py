@@ -12,12 +12,54 @@ from importlib import resources
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
+from torchvision.models import ConvNeXt, DenseNet, MaxVit, ResNet, SwinTransformer, VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.resnet import Bottleneck
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
 from toolkit.bundle import Architecture, Preprocessing
-from toolkit.models import Deployed, build
+from toolkit.models import Deployed, build, register
 from toolkit.pruning.batchnorm import reestimate_batchnorm
 
 NUM_CALIBRATION = 64
+
+
+def vit(num_classes: int) -> nn.Module:
+    """torchvision's ViT for 64 px with four narrow layers."""
+    net = VisionTransformer(64, patch_size=16, num_layers=4, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=num_classes)
+    nn.init.normal_(net.heads[0].weight, std=0.02)  # torchvision starts it at zero: every logit would be equal
+    return net
+
+
+def convnext(num_classes: int) -> nn.Module:
+    """torchvision's ConvNeXt with narrow stages and a layer scale that lets its blocks count."""
+    stages = [CNBlockConfig(24, 48, 2), CNBlockConfig(48, 96, 2), CNBlockConfig(96, 192, 3), CNBlockConfig(192, None, 2)]
+    return ConvNeXt(stages, layer_scale=0.5, num_classes=num_classes)
+
+
+def swin(num_classes: int, *, version: int = 1) -> nn.Module:
+    """torchvision's Swin transformer, either version, with two short narrow stages."""
+    parts = {} if version == 1 else {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
+    shape = {"patch_size": [4, 4], "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": [7, 7]}
+    return SwinTransformer(**shape, num_classes=num_classes, **parts)
+
+
+def maxvit(num_classes: int) -> nn.Module:
+    """torchvision's MaxViT for 64 px with two short narrow stages."""
+    return MaxVit((64, 64), 16, 4, [16, 32], [1, 1], 8, 0.0, num_classes=num_classes)
+
+
+for name, builder in {
+    "vit": vit,
+    "convnext": convnext,
+    "swin": swin,
+    "swin_v2": functools.partial(swin, version=2),
+    "maxvit": maxvit,
+    "densenet": functools.partial(DenseNet, 16, (2, 2, 2, 2), 32),
+    "resnext": functools.partial(ResNet, Bottleneck, [1, 1, 1, 1], groups=32, width_per_group=4),
+}.items():
+    register(f"tests/{name}", builder)
 
 
 @functools.cache

@@ -154,6 +154,15 @@ def test_a_disagreement_is_a_tie_only_inside_the_measured_error() -> None:
     assert noise.disagreements(double_NK, k=8) == ([], [])
 
 
+def test_the_first_five_labels_are_a_decision_too() -> None:
+    double_NK = np.array([[5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.0], [5.0, 4.0, 4.0 - 1e-7, 2.0, 1.0, 0.5, 0.0]])
+    noise = Noise(double_NK, double_NK + 1e-7 * np.random.default_rng(0).standard_normal((5, 2, 7)))
+    assert noise.disagreements(double_NK[:, [0, 2, 1, 3, 4, 5, 6]], k=8) == ([], [])
+    assert noise.disagreements(double_NK[:, [0, 2, 1, 3, 4, 5, 6]], k=8, top=5) == ([0], [1])
+    assert noise.disagreements(double_NK[:, [0, 1, 2, 3, 5, 4, 6]], k=8, top=5) == ([0, 1], [])  # the sixth comes in
+    assert noise.disagreements(double_NK[:, [0, 1, 2, 3, 4, 6, 5]], k=8, top=5) == ([], [])
+
+
 class Cancelling(nn.Module):
     """Its logits are small differences of large numbers, which float32 cannot hold."""
 

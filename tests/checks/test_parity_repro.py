@@ -16,7 +16,9 @@ from toolkit.bundle.atomic import replace_directory
 from toolkit.checks.parity_localise import localise
 from toolkit.checks.parity_repro import repro_files
 
-ALONE = "import sys, runpy; sys.modules['torch'] = sys.modules['toolkit'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+ALONE = (
+    "import sys, runpy; sys.modules['torch'] = sys.modules['toolkit'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+)
 
 
 @pytest.fixture(scope="module")

@@ -143,9 +143,7 @@ def _inside(path: str, module: str) -> bool:
     return path == module or path.startswith(f"{module}.")
 
 
-def _graph_values(
-    model: onnx.ModelProto, path: Path, names: Sequence[str], images_NCHW: np.ndarray
-) -> dict[str, np.ndarray]:
+def _graph_values(model: onnx.ModelProto, path: Path, names: Sequence[str], images_NCHW: np.ndarray) -> dict[str, np.ndarray]:
     """The named values of the graph, which lies at `path`, run without optimisation so that they exist as they stand."""
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)

@@ -1,7 +1,7 @@
 """Every way a graph may be run: execution provider, onnxruntime's optimiser level, batch size.
 
-An export bug, a fusion bug and a provider's kernel bug are different failures, so the optimiser runs off, basic and all, on each
-provider that this machine has. On Ampere and later cards TF32 shortens the mantissa of float32 products to 10 bits;
+An export bug, a fusion bug and a provider's kernel bug are different failures, so the optimiser runs off, basic and all, on
+each provider that this machine has. On Ampere and later cards TF32 shortens the mantissa of float32 products to 10 bits;
 onnxruntime's CUDA provider has it on by default, torch's matrix products do not. The floor is that of true float32, so the
 runs held against it have TF32 off; a run with TF32 on is measured beside them and not judged.
 

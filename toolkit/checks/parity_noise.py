@@ -68,7 +68,9 @@ class Noise:
         A tie is where every two labels that changed places lie, in float64, no further apart than `k` times the error that
         float32 was measured to make in their difference.
         """
-        ours_NT, theirs_NT = (np.argsort(-values_NK, axis=1, kind="stable")[:, :top] for values_NK in (logits_NK, self.double_NK))
+        ours_NT, theirs_NT = (
+            np.argsort(-values_NK, axis=1, kind="stable")[:, :top] for values_NK in (logits_NK, self.double_NK)
+        )
         changed, ties = [], []
         for n in np.flatnonzero((ours_NT != theirs_NT).any(1)).tolist():
             swapped = [
