@@ -96,7 +96,7 @@ def measure(name: str) -> dict[str, Any]:
         "verdict": report.verdict,
         "broken": [m.name for m in report.measurements if m.limit is not None and m.passed is not True],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "environment": dict(report.environment),
+        "environment": {key: report.environment[key] for key in ("processor", "num_cpus", "python", "packages")},
     }
 
 

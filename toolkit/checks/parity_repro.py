@@ -1,7 +1,8 @@
 """The smallest thing that still shows a fault: the part of the graph between the last right values and the first wrong one.
 
 Its inputs are what the untouched module computes there in float64, rounded to float32, so that an error in the output comes
-from the part and from nothing before it. Whoever gets the folder needs onnxruntime, numpy and safetensors, not the model's code.
+from the part and from nothing before it. Whoever gets the folder needs onnxruntime, numpy and safetensors alone, not the code
+of the model.
 
 Legend: N images, C channels, H height, W width.
 """
