@@ -21,7 +21,7 @@ from toolkit.bundle import (
     lineage,
     recipe_yaml,
 )
-from toolkit.data import Images, ImageSet, audit, place_pixels, require_sound
+from toolkit.data import Audit, Images, ImageSet, audit, place_pixels, require_sound
 from toolkit.models import (
     LabelChanges,
     label_changes,
@@ -55,18 +55,15 @@ def finetune(
 
     The data is checked first. Where its labels differ from the bundle's, the head is replaced: rows of labels of the same name
     are carried over, the others start anew, and the report says which. The new bundle holds the weights that did best on the
-    validation split; its reports `training` and `data` say how it went. The same bundle, data and settings are not trained
-    twice. A `teacher` that knows the data's labels is distilled into the student by `options.distillation`, which counts only
-    then; it may be an ensemble, an ONNX graph or a TorchScript program. It sees the student's pixels at its own size, with its
-    own normalisation, and is the new bundle's second parent. `resume` names the directory of an interrupted run, to be
-    continued with the settings it had.
+    validation split; its reports are `training` and `data`. The same work is not done twice. A `teacher` that knows the data's
+    labels (an ensemble, an ONNX graph or a TorchScript program too) is distilled by `options.distillation`, which counts only
+    then; it sees the student's pixels at its own size, with its own normalisation, and is the new bundle's second parent.
+    `resume` names the directory of an interrupted run, to be continued with the settings it had.
     """
     require_single(bundle, "trained")
     options = replace(options, distillation=(options.distillation or Distillation()) if teacher else None)
     if options.batch_size == "auto":
-        net, _ = _with_labels(bundle, data.labels, options.seed)
-        spec, num_train = bundle.manifest.preprocessing, len(data.split("train"))
-        options = settled(options, net, preprocessing=spec, num_train=num_train, trainer=trainer, resume=resume)
+        options = _with_batch_size(options, bundle, data, trainer, resume)
     recipe = {"schedule": schedule, "options": options, "precision": str(trainer.autocast_dtype or "float32")}
     parents = (bundle.digest, teacher.digest) if teacher else (bundle.digest,)
     made = lineage("finetune", parents=parents, data_fingerprint=data.fingerprint(), recipe=recipe)
@@ -76,15 +73,13 @@ def finetune(
     if found is not None:
         log.info("Found bundle %s, made before from the same bundle, data and settings.", found.short)
         return found
-    findings = audit(data)
-    require_sound(findings)
-    for warning in findings.warnings:
-        log.warning("%s", warning)
+    findings = _audited(data)
     preprocessing = bundle.manifest.preprocessing
     net, changes = _with_labels(bundle, data.labels, options.seed)
-    unreadable = [key for key, _ in findings.unreadable]
+    _tell_labels(changes)
 
     def placed(split: str) -> Images:
+        unreadable = [key for key, _ in findings.unreadable]
         return place_pixels(data.split(split), preprocessing, cache=store.root / CACHE, unreadable=unreadable)
 
     result = fit(
@@ -99,12 +94,29 @@ def finetune(
         resume=resume is not None,
         teacher=_teacher(teacher, preprocessing, data.labels) if teacher else None,
     )
-    taught = {"teacher": teaching_facts(teacher, preprocessing=preprocessing, labels=data.labels)} if teacher else {}
     child = store.add(_manifest(bundle, data.labels, made), weights=net.state_dict())
     store.add_report(Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment()))
-    store.add_report(_training_report(child, result, {"labels": asdict(changes), **taught}))
+    store.add_report(_training_report(child, result, {"labels": asdict(changes), **_taught(teacher, child)}))
     log.info("Bundle %s: %s %.4f on the validation split.", child.short, result.monitor, result.best_metric)
     return child
+
+
+def _with_batch_size(
+    options: FitOptions, bundle: Bundle, data: ImageSet, trainer: TrainerSpec, resume: Path | None
+) -> FitOptions:
+    """The options with the batch size that fits the machine, or that an interrupted run had."""
+    net, _ = _with_labels(bundle, data.labels, options.seed)
+    spec, num_train = bundle.manifest.preprocessing, len(data.split("train"))
+    return settled(options, net, preprocessing=spec, num_train=num_train, trainer=trainer, resume=resume)
+
+
+def _audited(data: ImageSet) -> Audit:
+    """What is wrong with the data: refused where training makes no sense, said where it does."""
+    findings = audit(data)
+    require_sound(findings)
+    for warning in findings.warnings:
+        log.warning("%s", warning)
+    return findings
 
 
 def _teacher(bundle: Bundle, preprocessing: Preprocessing, labels: Sequence[str]) -> nn.Module:
@@ -112,16 +124,27 @@ def _teacher(bundle: Bundle, preprocessing: Preprocessing, labels: Sequence[str]
     return teacher_for(bundle, preprocessing=preprocessing, labels=labels, deployed=as_module(bundle))
 
 
+def _taught(teacher: Bundle | None, child: Bundle) -> dict[str, Any]:
+    """What the report says of the teacher; nothing where there was none."""
+    if teacher is None:
+        return {}
+    manifest = child.manifest
+    return {"teacher": teaching_facts(teacher, preprocessing=manifest.preprocessing, labels=manifest.labels)}
+
+
 def _with_labels(bundle: Bundle, labels: Sequence[str], seed: int) -> tuple[nn.Module, LabelChanges]:
     """The bundle's module with a head for `labels`, and what became of its own."""
     net, changes = restore(bundle), label_changes(bundle.manifest.labels, labels)
-    if tuple(labels) == tuple(bundle.manifest.labels):
-        return net, changes
-    replace_head_by_label(net, bundle.manifest.labels, labels, seed=seed)
-    log.info("New head for %d labels: %s.", len(labels), changes.sentence())
+    if tuple(labels) != tuple(bundle.manifest.labels):
+        replace_head_by_label(net, bundle.manifest.labels, labels, seed=seed)
+    return net, changes
+
+
+def _tell_labels(changes: LabelChanges) -> None:
+    if changes.new or changes.dropped:
+        log.info("New head for %d labels: %s.", len(changes.carried) + len(changes.new), changes.sentence())
     if changes.similar:
         log.warning("%s", changes.hint())
-    return net, changes
 
 
 def _manifest(parent: Bundle, labels: Sequence[str], made: Lineage) -> Manifest:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toolkit.bundle import Bundle, Plan, Preprocessing, Report, Store, environment, lineage, recipe_yaml
 from toolkit.checks.pruning_report import pruning_report, require_restorable, unpublished, widths
-from toolkit.data import AugmentSpec, ImageSet, Normalise, Pixels, audit, decoded_pixels, require_sound
+from toolkit.data import Audit, AugmentSpec, ImageSet, Normalise, Pixels, audit, decoded_pixels, require_sound
 from toolkit.models import Deployed, require_single, restore
 from toolkit.pruning import Criterion, PruneOptions, Target, compose_plans, prune_net, reestimate_batchnorm
 from toolkit.pruning.criteria.taylor import Taylor
@@ -69,10 +69,7 @@ def prune(
     if found is not None and "pruning" in store.reports(found.digest):
         log.info("Found bundle %s, made before from the same bundle, data and settings.", found.short)
         return found
-    findings = audit(data, expected_labels=bundle.manifest.labels)
-    require_sound(findings)
-    for warning in findings.warnings:
-        log.warning("%s", warning)
+    findings = _audited(data, bundle)
     preprocessing = bundle.manifest.preprocessing
     cache = store.root / "cache" / "pixels"
     train, val = (decoded_pixels(data.split(split), preprocessing, cache=cache) for split in ("train", "val"))
@@ -105,6 +102,15 @@ def _settled(recovery: Recovery, bundle: Bundle, data: ImageSet, resume: Path | 
     spec, num_train, net = bundle.manifest.preprocessing, len(data.split("train")), restore(bundle)
     options = settled(recovery.options, net, preprocessing=spec, num_train=num_train, trainer=recovery.trainer, resume=resume)
     return replace(recovery, options=options)
+
+
+def _audited(data: ImageSet, bundle: Bundle) -> Audit:
+    """What is wrong with the data: refused where pruning by it makes no sense, said where it does."""
+    findings = audit(data, expected_labels=bundle.manifest.labels)
+    require_sound(findings)
+    for warning in findings.warnings:
+        log.warning("%s", warning)
+    return findings
 
 
 def _surgery(
