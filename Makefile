@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format clean
+.PHONY: help demo test test-fast check format bench bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,12 @@ check: $(STAMP) ## format, lint, types, import contracts
 format: $(STAMP) ## rewrite the files in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## the benchmarks of the docs, on the CPU (scripts/bench_*.py)
+	set -e; for script in scripts/bench_*.py; do echo "$$script"; $(BIN)/python $$script; done
+
+bench-gpu: $(STAMP) ## the training benchmark on a CUDA device
+	PYTHONPATH=scripts $(BIN)/python -m benching.gpu
 
 clean: ## remove the virtual environment and what runs left
 	rm -rf $(VENV) build dist *.egg-info runs multirun store

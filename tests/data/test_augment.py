@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from toolkit.data import Augment, AugmentSpec, draws_NK
+from toolkit.data import augment as module
 from toolkit.errors import UsageError
 
 NOTHING = AugmentSpec(horizontal_flip=0, shift=0, brightness=0, contrast=0)
@@ -151,3 +152,24 @@ def test_a_cuda_device_gives_the_same_variations(fields: dict[str, float]) -> No
     difference = augment(images.cuda(), draws_NK=draws).cpu().int() - augment(images, draws_NK=draws.cpu()).int()
     assert difference.abs().max() <= (1 if set(fields) & {"zoom", "rotate_degrees", "brightness", "contrast"} else 0)
     assert augment(images.cuda(), _seeded()).device.type == "cuda"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_way_a_cpu_takes_gives_the_pixels_of_the_gather(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    images_NCHW = torch.randint(0, 256, (9, 3, 12, 20)).to(dtype)
+    augment = Augment(AugmentSpec(vertical_flip=0.5, shift=0.3, brightness=0, contrast=0))
+    draws = draws_NK(torch.arange(9), seed=1, epoch=2)
+    for laid_out in (images_NCHW, images_NCHW.contiguous(memory_format=torch.channels_last)):
+        quick = augment(laid_out, draws_NK=draws)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_taken_one_by_one", lambda images, rows, columns: gathered(images, rows, columns))
+            assert torch.equal(quick, augment(laid_out, draws_NK=draws))
+    assert not torch.equal(quick, images_NCHW)
+
+
+def gathered(images_NCHW: torch.Tensor, rows_NH: torch.Tensor, columns_NW: torch.Tensor) -> torch.Tensor:
+    """Row and column look-ups by broadcasting, a third way."""
+    samples, channels = torch.arange(len(images_NCHW)), torch.arange(images_NCHW.shape[1])
+    return images_NCHW[
+        samples[:, None, None, None], channels[None, :, None, None], rows_NH[:, None, :, None], columns_NW[:, None, None, :]
+    ]

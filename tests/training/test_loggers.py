@@ -35,6 +35,20 @@ def test_a_resumed_run_replaces_the_rows_it_repeats(tmp_path: Path) -> None:
     assert [row["loss"] for row in rows(tmp_path)] == ["1", "20"]
 
 
+def test_a_row_that_was_cut_off_is_dropped_and_new_columns_find_room(tmp_path: Path) -> None:
+    first = loggers.csv_file(tmp_path)
+    for step in (1, 2, 3):
+        first.log_metrics({"loss": float(step), "accuracy": 0.5}, step=step)
+    first.log_metrics({"loss": 4.0, "roc_auc": 0.75}, step=4)
+    assert [row["roc_auc"] for row in rows(tmp_path)] == ["", "", "", "0.75"]
+    assert [row["accuracy"] for row in rows(tmp_path)] == ["0.5", "0.5", "0.5", ""]
+    with (tmp_path / loggers.CSV).open("a") as stream:
+        stream.write("5,0.")
+    again = loggers.csv_file(tmp_path)
+    again.log_metrics({"loss": 6.0}, step=5)
+    assert [row["loss"] for row in rows(tmp_path)] == ["1", "2", "3", "4", "6"]
+
+
 def test_tensorboard_writes_events(toy: Any, run: Any, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run(toy.net(), loggers=[loggers.tensorboard])

@@ -73,7 +73,7 @@ def _affordable(candidates: Sequence[str], num_bytes: Mapping[str, int], max_byt
     number = len(candidates)
     while True:
         spaced = np.linspace(-1, len(candidates), number + 2)[1:-1].round().astype(int)
-        chosen = [candidates[index] for index in np.unique(spaced).tolist()]
+        chosen: list[str] = [candidates[int(index)] for index in np.unique(spaced)]
         if number == 1 or sum(num_bytes[module] for module in chosen) <= max_bytes:
             return chosen
         number = max(1, number * 3 // 4)

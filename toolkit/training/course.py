@@ -15,7 +15,7 @@ class Course:
     """The state of a fit between two steps, except for the tensors that learn.
 
     `phase`, `epoch` (in the phase) and `batch` (in the epoch) say what comes next; `num_steps` counts optimiser steps.
-    `tally` holds the epoch's sums so far: loss, weight, right answers, samples. `best` are the best weights so far, by name.
+    `tally` holds the epoch's sums so far: loss, weight, right answers. `best` are the best weights so far, by name.
     """
 
     phase: int = 0
@@ -27,7 +27,7 @@ class Course:
     seconds: float = 0.0
     best_value: float | None = None
     best_loss: float = float("inf")
-    tally: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
+    tally: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     best: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     notes: dict[str, float] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Course:
 
     def next_epoch(self, *, num_epochs: int, patience: int | None) -> bool:
         """Move to the next epoch of the phase; False when the phase has none left or its patience is spent."""
-        self.epoch, self.batch, self.tally = self.epoch + 1, 0, [0.0, 0.0, 0.0, 0.0]
+        self.epoch, self.batch, self.tally = self.epoch + 1, 0, [0.0, 0.0, 0.0]
         return self.epoch < num_epochs and (patience is None or self.num_stale_epochs < patience)
 
     def next_phase(self, num_phases: int) -> None:

@@ -52,6 +52,9 @@ class Learner(LightningModule):
         if state is not None:
             net.load_state_dict(state["net"])
         self._call = torch.compile(net) if around.spec.compile else net
+        self._number_format = (
+            around.spec.autocast_dtype
+        )  # asking the drivers for devices at each step costs more than a small step
         self._saved_at_s = self._watch_s = time.monotonic()
         self._average: Average | None = None
 
@@ -204,7 +207,8 @@ class Learner(LightningModule):
         norm = clip(gradients, norm=options.clip_norm)
         self._guard.admit(course.num_steps + 1, loss, norm)
         self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        for parameter in self._learning:
+            parameter.grad = None
         if self._average is not None:
             self._average.update()
         course.num_steps += 1
@@ -223,11 +227,12 @@ class Learner(LightningModule):
 
     def _count(self, logits_NK: Tensor, targets_N: Tensor, total: Tensor, weight: Tensor) -> None:
         right = (logits_NK.argmax(1) == targets_N).sum()
-        self._tally += torch.stack([total, weight, right, torch.full_like(total, len(targets_N))])
+        self._tally += torch.stack([total, weight, right])
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        dtype = self.around.spec.autocast_dtype
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        return (
+            contextlib.nullcontext() if self._number_format is None else torch.autocast(self.device.type, self._number_format)
+        )
 
     # -- the end of an epoch ------------------------------------------------------------------------------------------
 
@@ -239,7 +244,8 @@ class Learner(LightningModule):
             if self.course.is_best(found, self.task.options.monitor):
                 self.course.best = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
         processes.sum_in_place([self._tally])
-        total, weight, right, count = self._tally.tolist()
+        total, weight, right = self._tally.tolist()
+        count = min(len(self.task.train), self._num_batches * self.task.options.images_a_step)
         self._clock()
         return {
             "phase": self.course.phase + 1,

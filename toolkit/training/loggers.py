@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from toolkit.bundle.atomic import write_atomic
+from toolkit.bundle.atomic import environment_errors, write_atomic
 from toolkit.errors import missing_extra
 from toolkit.training import processes
 
@@ -22,7 +22,11 @@ MLFLOW_RUN = "mlflow_run_id"
 
 
 class CsvLogger(Logger):
-    """Writes `metrics.csv`, a row an epoch; a resumed run replaces the rows after the epoch it went back to."""
+    """Writes `metrics.csv`, a row an epoch; a resumed run replaces the rows after the epoch it went back to.
+
+    A row is appended with one write and not flushed to the disk, which would cost more than a small epoch: it survives the
+    process, and what a power cut takes is in the checkpoint's history. A row that was cut off is dropped when it is read.
+    """
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
@@ -30,7 +34,9 @@ class CsvLogger(Logger):
         self._rows: list[dict[str, str]] = []
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as stream:
-                self._rows = list(csv.DictReader(stream))
+                rows = list(csv.DictReader(stream))
+            self._rows = [row for row in rows if None not in row and None not in row.values()]
+        self._columns: list[str] = []  # of the file as this process wrote it
 
     @property
     def name(self) -> str:
@@ -46,10 +52,16 @@ class CsvLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write the row of epoch `step` (counted over all phases, from 1)."""
         assert step is not None
-        self._rows = [*self._rows[: step - 1], {key: f"{value:.6g}" for key, value in metrics.items()}]
-        columns = list(dict.fromkeys(key for row in self._rows for key in row))
+        row = {key: f"{value:.6g}" for key, value in metrics.items()}
+        follows = step == len(self._rows) + 1 and set(row) <= set(self._columns)
+        self._rows = [*self._rows[: step - 1], row]
+        if follows:
+            with environment_errors(self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
+                stream.write(",".join(row.get(column, "") for column in self._columns) + "\n")
+            return
+        self._columns = list(dict.fromkeys(key for known in self._rows for key in known))
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         write_atomic(self.path, text.getvalue().encode())

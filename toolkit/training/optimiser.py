@@ -27,7 +27,13 @@ def build_optimiser(net: nn.Module, stages: Stages, phase: Phase, *, weight_deca
         for members, decay in ((matrices, weight_decay), (vectors, 0.0)):
             if members:
                 groups.append({"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay})
-    return torch.optim.AdamW(groups, fused=True)
+    optimiser = torch.optim.AdamW(groups, fused=True)
+    if all(p.device.type == "cpu" for group in groups for p in group["params"]):
+        # At each step it would ask the driver whether a CUDA graph is being recorded, which without a GPU means looking for
+        # the driver's library on the disk: a third of a small step. (The name before torch 2.12 was the second.)
+        for check in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+            setattr(optimiser, check, lambda: None)
+    return optimiser
 
 
 def rate_factor(step: int, *, num_steps: int, warmup: float) -> float:
