@@ -87,12 +87,12 @@ def write_onnx(
             model = trace(deployed, torch.zeros(EXAMPLE_BATCH, *shape_CHW), opset=opset, dynamic=True)
     with timed(seconds, "write"):
         describe_graph(model, preprocessing=preprocessing, labels=labels, metadata=metadata or {})
-        _save(model, path)
+        save_graph(model, path)
     try:
         with timed(seconds, "verify"):
             verify(path, opset=opset, shape_CHW=shape_CHW, num_labels=len(labels))
     except BaseException:
-        _remove(path)
+        remove_graph(path)
         raise
     return facts(path, method=method, seconds=seconds)
 
@@ -191,10 +191,11 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write the graph; large tensors go into a file beside it. Equal graphs give equal bytes."""
     with environment_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(path)
+        remove_graph(path)
         if model.ByteSize() <= EXTERNAL_ABOVE_BYTES:
             path.write_bytes(model.SerializeToString(deterministic=True))
         else:
@@ -205,7 +206,8 @@ def _data_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def _remove(path: Path) -> None:
+def remove_graph(path: Path) -> None:
+    """Remove the graph at `path`, if there is one, and its external data."""
     path.unlink(missing_ok=True)
     _data_file(path).unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ and nothing else.
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 from toolkit.backends import EagerRunner, ExportFacts, write_onnx
-from toolkit.bundle import GOLDEN, ONNX, Bundle, Measurement, Report, Store, environment, lineage, recipe_yaml
+from toolkit.bundle import GOLDEN, ONNX, Bundle, Lineage, Measurement, Report, Store, environment, lineage
 from toolkit.checks.parity import ParityLimits, parity, with_edges
 from toolkit.checks.parity_members import with_members
 from toolkit.checks.parity_repro import repro_files
+from toolkit.checks.variants import Variant, Variants, ordered, variant_maker
 from toolkit.data import ImageSet, load_pixels
 from toolkit.errors import CheckFailed, InputRefused, Undecided, UsageError
 from toolkit.models import Deployed, pixel_contract, require_changeable, restore
@@ -34,58 +35,87 @@ log = logging.getLogger(__name__)
 
 
 def export(
-    bundle: Bundle, *, store: Store, data: ImageSet, opset: int = 20, limits: ParityLimits | None = None, num_golden: int = 8
+    bundle: Bundle,
+    *,
+    store: Store,
+    data: ImageSet,
+    precisions: Sequence[str] = ("fp32",),
+    opset: int = 20,
+    limits: ParityLimits | None = None,
+    variants: Variants | None = None,
+    num_golden: int = 8,
 ) -> Bundle:
     """Write a bundle as ONNX and prove, on real images of the data, that the graph is the model.
 
     The new bundle holds the weights, `model.onnx` (float32 pixels in, logits out, free batch) and `golden.safetensors`
-    (`num_golden` images as `images`, and the `logits` to expect). Its reports are `parity` and `export`. The same bundle, data
-    and settings are not exported twice. A graph that does not pass parity becomes no bundle; the error names the first wrong
-    module, the report, and the folder that reproduces the fault.
+    (`num_golden` images as `images`, and the `logits` to expect). `precisions` adds `model.fp16.onnx` and `model.int8.onnx`
+    with the same inputs and outputs; one that does not hold what `variants` demands is left out. Its reports are `parity`,
+    `parity.fp16` and `parity.int8` for those asked for, and `export`. The same bundle, data and settings are not exported
+    twice. A float32 graph that does not pass parity becomes no bundle; the error names the first wrong module, the report, and
+    the folder that reproduces the fault.
     """
     require_changeable(bundle, "exported")
-    limits = limits or ParityLimits()
+    lower, limits, variants = ordered(precisions)[1:], limits or ParityLimits(), variants or Variants()
     if num_golden < 1:
         raise UsageError(f"num_golden is {num_golden}; the serving side needs at least 1 golden image.")
-    recipe = {"opset": opset, "limits": limits, "num_golden": num_golden}
+    recipe: dict[str, Any] = {"opset": opset, "limits": limits, "num_golden": num_golden}
+    recipe |= {"precisions": ["fp32", *lower], "variants": variants} if lower else {}
     made = lineage("export", parents=(bundle.digest,), data_fingerprint=data.fingerprint(), recipe=recipe)
-    found = store.find(
-        stage=made.stage,
-        parents=made.parents,
-        recipe=recipe_yaml(recipe),
-        data_fingerprint=made.data_fingerprint,
-        packages=DECIDING,
-    )
-    if found is not None and "parity" in store.reports(found.digest):
-        log.info("Found bundle %s, exported before from the same bundle with the same settings.", found.short)
+    found = _exported_before(store, made, lower)
+    if found is not None:
         return found
     manifest = bundle.manifest
     deployed = Deployed(restore(bundle), manifest.preprocessing)
     images_NCHW = _real_images(data, bundle, at_least=num_golden)
+    maker = variant_maker(deployed, images_NCHW, data, manifest, variants=variants, limits=limits) if lower else None
     with tempfile.TemporaryDirectory(prefix="toolkit-export-") as folder:
         path = Path(folder) / ONNX
-        facts = write_onnx(
-            deployed,
-            path,
-            preprocessing=manifest.preprocessing,
-            labels=manifest.labels,
-            opset=opset,
-            metadata={"parent": bundle.digest},
-        )
+        facts = _write(bundle, deployed, path, opset=opset)
         report = parity(deployed, path, images_NCHW, subject=bundle.digest, limits=limits)
         report = with_members(report, deployed, path, images_NCHW, limits)
         _require_parity(report, store, lambda fault: _repro(deployed, path, images_NCHW, fault, limits))
+        lowered = maker.make(path, lower) if maker else []
+        graphs = {"fp32": path} | {variant.precision: variant.path for variant in lowered if variant.shipped}
         chosen = np.linspace(0, len(images_NCHW) - 1, num_golden).round().astype(int)
         save_file(_golden(deployed, images_NCHW[chosen]), Path(folder) / GOLDEN)
         child = replace(manifest, contract=pixel_contract(manifest.preprocessing, len(manifest.labels)), lineage=made)
         files = {file.name: file for file in sorted(Path(folder).iterdir())}
         exported = store.add(child, weights=bundle.weights(), files=files)
-    store.add_report(replace(report, subjects=(exported.digest, bundle.digest)))
-    store.add_report(_export_report(exported, facts))
+    for each in (report, *(variant.report for variant in lowered)):
+        store.add_report(replace(each, subjects=(exported.digest, bundle.digest)))
+    store.add_report(_export_report(exported, facts, lowered))
     if report.details["warning"]:
         log.warning("Parity of bundle %s: %s", exported.short, report.details["warning"])
-    log.info("Bundle %s: ONNX opset %d, error %.2f floors.", exported.short, facts.opset, report.value("error_ratio.max"))
+    error = report.value("error_ratio.max")
+    log.info("Bundle %s: ONNX opset %d in %s, error %.2f floors.", exported.short, facts.opset, ", ".join(graphs), error)
     return exported
+
+
+def _exported_before(store: Store, made: Lineage, lower: list[str]) -> Bundle | None:
+    """The bundle that an equal export made, if its reports are there too."""
+    found = store.find(
+        stage=made.stage,
+        parents=made.parents,
+        recipe=made.recipe,
+        data_fingerprint=made.data_fingerprint,
+        packages=DECIDING,
+    )
+    wanted = {"parity", *(f"parity.{precision}" for precision in lower)}
+    if found is None or not wanted <= set(store.reports(found.digest)):
+        return None
+    log.info("Found bundle %s, exported before from the same bundle with the same settings.", found.short)
+    return found
+
+
+def _write(bundle: Bundle, deployed: Deployed, path: Path, *, opset: int) -> ExportFacts:
+    return write_onnx(
+        deployed,
+        path,
+        preprocessing=bundle.manifest.preprocessing,
+        labels=bundle.manifest.labels,
+        opset=opset,
+        metadata={"parent": bundle.digest, "precision": "fp32"},
+    )
 
 
 def _real_images(data: ImageSet, bundle: Bundle, *, at_least: int) -> np.ndarray:
@@ -136,13 +166,19 @@ def _golden(deployed: Deployed, images_NCHW: np.ndarray) -> dict[str, torch.Tens
     return {"images": torch.from_numpy(images_NCHW), "logits": torch.from_numpy(logits_NK)}
 
 
-def _export_report(exported: Bundle, facts: ExportFacts) -> Report:
+def _export_report(exported: Bundle, facts: ExportFacts, lowered: list[Variant]) -> Report:
     """What was written and how long each phase took."""
     measurements = (
         Measurement("opset", facts.opset),
         Measurement("num_nodes", facts.num_nodes),
         Measurement("size", facts.num_bytes / MIB, unit="MiB"),
         *(Measurement(f"{phase}_time", seconds, unit="s") for phase, seconds in facts.seconds.items()),
+        *(Measurement(f"{variant.precision}_time", variant.seconds, unit="s") for variant in lowered),
     )
-    details = {"method": facts.method, "ir_version": facts.ir_version, "external_data": facts.external_data}
+    details = {
+        "method": facts.method,
+        "ir_version": facts.ir_version,
+        "external_data": facts.external_data,
+        "precisions": {"fp32": "shipped"} | {v.precision: "shipped" if v.shipped else v.reason for v in lowered},
+    }
     return Report("export", (exported.digest,), "pass", measurements, details, environment())
