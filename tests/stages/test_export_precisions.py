@@ -28,6 +28,8 @@ from toolkit.checks.parity_precision import PrecisionLimits
 from toolkit.checks.variants import Variants
 from toolkit.errors import InputRefused, UsageError
 from toolkit.models import Deployed, register
+from toolkit.release.page import render_page
+from toolkit.release.tables import open_console, show_report
 from toolkit.stages.export import export
 
 LIMITS = ParityLimits(batches=[1, 5])
@@ -107,6 +109,21 @@ def test_the_graphs_compute_in_the_precision_they_are_named_after(shared: tuple[
         arrays = {t.name: numpy_helper.to_array(t) for t in quantised.initializer}
         assert max(arrays[name].size for name in scales) >= 16  # one for each output channel
         assert not [node for node in quantised.node if node.op_type == "BatchNormalization"]
+
+
+def test_people_see_what_each_precision_costs(
+    shared: tuple[Store, dict[str, Bundle]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, bundles = shared
+    bundle = bundles["depthwise"]
+    page = render_page(store, bundle, baseline=None, images=None, alias="production")
+    assert "Parity in fp16: is it still the model?" in page
+    assert "Parity in int8: does it decide alike?" in page
+    show_report(store.reports(bundle.digest)["parity.int8"], open_console())
+    printed = capsys.readouterr().out
+    assert "Parity in int8: limits" in printed
+    assert "Accuracy, change" in printed
+    assert "Same answer at every optimiser level" in printed
 
 
 def test_equal_exports_have_equal_digests(shared: tuple[Store, dict[str, Bundle]], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ Say what the measurements below do not cover.
 """
 
 COSTS = ("parameters.candidate", "macs.candidate", "size.candidate", "latency_median.candidate")
-CHECKS = ("data", "pruning", "parity", "gate", "evaluate")
+CHECKS = ("data", "pruning", "parity", "parity.fp16", "parity.int8", "gate", "evaluate")
 HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "roc_auc": "roc_auc", "brier": "brier_score"}
 
 

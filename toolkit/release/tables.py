@@ -25,7 +25,15 @@ from toolkit.release.quantities import (
 
 STYLES = {"pass": "green", "fail": "bold red", "undecided": "yellow", "better": "green", "worse": "red", "same": "dim"}
 MARKS = {"pass": "✓", "fail": "✗", "undecided": "?"}
-TITLES = {"gate": "Gate", "parity": "Parity", "pruning": "Pruning", "evaluate": "Evaluation", "calibration": "Calibration"}
+TITLES = {
+    "gate": "Gate",
+    "parity": "Parity",
+    "parity.fp16": "Parity in fp16",
+    "parity.int8": "Parity in int8",
+    "pruning": "Pruning",
+    "evaluate": "Evaluation",
+    "calibration": "Calibration",
+}
 MAX_REST = 40
 PLAIN_WIDTH = 116
 
