@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime  # pyright: i
 from toolkit.backends.devices import PROVIDERS, Device
 from toolkit.backends.graph_files import require_sound_files
 from toolkit.backends.number_formats import graph_in
+from toolkit.backends.pixel_front import model_behind
 from toolkit.backends.runner import Runner, pixel_batch
 from toolkit.bundle import Bundle
 from toolkit.errors import EnvironmentProblem, InputRefused, UsageError, unknown_name
@@ -137,8 +138,11 @@ def require_here(device: Device) -> None:
 
 
 def open_bundle(bundle: Bundle, *, precision: str = "fp32", device: Device = "cpu", threads: int | None = None) -> Runner:
-    """The bundle's exported graph in `precision`; images are copied to the device and logits back in every call."""
-    return OnnxRunner(graph_in(bundle, precision), providers=PROVIDERS[device], threads=threads)
+    """The bundle's exported graph in `precision`; images are copied to the device and logits back in every call.
+
+    Of a graph with its preprocessing inside, the model behind it: what runs here was rendered before.
+    """
+    return OnnxRunner(model_behind(graph_in(bundle, precision)), providers=PROVIDERS[device], threads=threads)
 
 
 def _require_provider(name: str) -> None:

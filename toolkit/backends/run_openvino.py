@@ -15,6 +15,7 @@ import numpy as np
 from toolkit.backends.devices import Device
 from toolkit.backends.graph_files import require_sound_files
 from toolkit.backends.number_formats import graph_in
+from toolkit.backends.pixel_front import model_behind
 from toolkit.backends.runner import Runner, pixel_batch
 from toolkit.bundle import Bundle
 from toolkit.errors import InputRefused, UsageError, missing_extra
@@ -35,25 +36,27 @@ RECORDED = ("INFERENCE_NUM_THREADS", *SETTINGS)
 
 
 class OpenvinoRunner:
-    """Runs the ONNX graph at `path`, one input of pixels (N, C, H, W) and logits (N, K) as its first output.
+    """Runs the ONNX graph `path` (or its bytes), one input of pixels (N, C, H, W) and logits (N, K) as its first output.
 
     `threads` (None: OpenVINO's choice) bounds its threads. Raises `InputRefused` for a damaged or unsafe graph and
     `EnvironmentProblem` where the package is not installed.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path | bytes, *, threads: int | None = None) -> None:
         require_here("cpu")
         assert openvino is not None
         require_sound_files(path)
-        self.name, self.origin = "openvino", str(path)
+        self.name, self.origin = "openvino", "the graph in memory" if isinstance(path, bytes) else str(path)
         chosen = SETTINGS | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
         core = openvino.Core()
         try:
             self.compiled = core.compile_model(core.read_model(path), "CPU", chosen)
         except RuntimeError as error:
-            raise InputRefused(f"OpenVINO cannot load {path}: {_last_line(error)}.") from error
+            raise InputRefused(f"OpenVINO cannot load {self.origin}: {_last_line(error)}.") from error
         if len(self.compiled.inputs) != 1:
-            raise InputRefused(f"{path} has {len(self.compiled.inputs)} inputs; a classifier's graph has one, the image batch.")
+            raise InputRefused(
+                f"{self.origin} has {len(self.compiled.inputs)} inputs; a classifier's graph has one, the image batch."
+            )
         dims = self.compiled.inputs[0].partial_shape
         self.wanted = [dim.get_length() if dim.is_static else None for dim in dims]
         self.request = self.compiled.create_infer_request()
@@ -92,7 +95,7 @@ def open_bundle(bundle: Bundle, *, precision: str = "fp32", device: Device = "cp
             f"bundle {bundle.short} is a graph of unknown origin, whose contract only onnxruntime is asked to keep: "
             "use runner onnxruntime for it."
         )
-    return OpenvinoRunner(graph_in(bundle, precision), threads=threads)
+    return OpenvinoRunner(model_behind(graph_in(bundle, precision)), threads=threads)
 
 
 def _last_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ Legend: N images, C channels, H height, W width, K labels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from toolkit.bundle import Limit, Measurement, Report, environment, verdict_of
 from toolkit.checks.parity_localise import localise
 from toolkit.checks.parity_matrix import Outcome, run_matrix, tf32_state
 from toolkit.checks.parity_noise import Noise, edge_images, measure_noise
+from toolkit.checks.preprocessing_parity import PixelLimits
 from toolkit.errors import UsageError
 
 TOP = 5
@@ -38,7 +39,8 @@ class ParityLimits:
     `k_warn` and `k_fail`: the multiples that warn and fail (on 52 clean exports of five architectures and 40 injected faults,
     4 gave one false alarm and 8 none; 8 missed one fault, a single weight off by 1%). `max_float32_share`: where float32
     itself is further than this from float64, as a share of the logits, the floor would excuse anything and parity is
-    undecided. `batches`: the batch sizes tried. `num_runs`: float32 runs that measure the floor.
+    undecided. `batches`: the batch sizes tried. `num_runs`: float32 runs that measure the floor. `pixels`: how
+    far preprocessing inside the graph may be from training's (with `contract=pixels`).
     """
 
     k_warn: float = 4.0
@@ -46,6 +48,7 @@ class ParityLimits:
     max_float32_share: float = 0.01
     batches: Sequence[int] = (1, 2, 7, 32)
     num_runs: int = 5
+    pixels: PixelLimits = field(default_factory=PixelLimits)
 
     def __post_init__(self) -> None:
         if not 0 < self.k_warn <= self.k_fail:

@@ -5,7 +5,7 @@ from toolkit.data.augment import Augment, AugmentSpec, draws_NK
 from toolkit.data.images import SPLITS, ImageSet, Sample
 from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.placing import decoded_pixels, place_pixels
-from toolkit.data.preprocessing import Normalise, render
+from toolkit.data.preprocessing import Normalise, decoded, render
 from toolkit.data.sampler import Batches, EpochSampler
 from toolkit.data.undecoded import Images, Undecoded
 
@@ -23,6 +23,7 @@ __all__ = [
     "Sample",
     "Undecoded",
     "audit",
+    "decoded",
     "decoded_pixels",
     "draws_NK",
     "load_pixels",

@@ -43,6 +43,15 @@ def render(source: Path | bytes | np.ndarray, preprocessing: Preprocessing) -> n
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
+def decoded(source: Path | bytes | np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """The whole image as a caller hands it to a graph that resizes: uint8 (H, W, C), upright, in the spec's colour mode.
+
+    Raises `InputRefused` as `render` does.
+    """
+    pixels = np.array(decode(source).convert(preprocessing.colour))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
 def _covering_size(image: Image.Image, preprocessing: Preprocessing) -> tuple[int, int]:
     target_height, target_width = (
         int(side / preprocessing.crop_fraction + 1e-6) for side in preprocessing.size_px

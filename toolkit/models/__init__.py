@@ -1,6 +1,6 @@
 """Registry keys become modules here: building, heads, stages, restoring a bundle, and the deployed form of a model."""
 
-from toolkit.models.deployed import Deployed, pixel_contract
+from toolkit.models.deployed import Deployed, pixel_contract, uint8_contract
 from toolkit.models.heads import find_head, replace_head, replace_head_by_label, scale_head
 from toolkit.models.label_changes import LabelChanges, label_changes
 from toolkit.models.registry import build, default_preprocessing, register, training_only
@@ -27,4 +27,5 @@ __all__ = [
     "teacher_for",
     "teaching_facts",
     "training_only",
+    "uint8_contract",
 ]

@@ -36,3 +36,16 @@ def pixel_contract(preprocessing: Preprocessing, num_labels: int) -> Contract:
     )
     logits = TensorSpec(name="logits", dtype="float32", dims=("batch", num_labels), layout="NK", meaning="logits")
     return Contract(inputs=(images,), outputs=(logits,))
+
+
+def uint8_contract(preprocessing: Preprocessing, num_labels: int) -> Contract:
+    """The contract of a graph with its preprocessing inside: input `images` (batch, height, width, C), uint8, of any size."""
+    images = TensorSpec(
+        name="images",
+        dtype="uint8",
+        dims=("batch", "height", "width", preprocessing.num_channels),
+        layout="NHWC",
+        meaning="pixels",
+        value_range=(0.0, 255.0),
+    )
+    return Contract(inputs=(images,), outputs=pixel_contract(preprocessing, num_labels).outputs)

@@ -53,7 +53,7 @@ def render_card(store: Store, bundle: Bundle, *, name: str, section: str = EMPTY
             bundle=bundle,
             manifest=bundle.manifest,
             input=input_size(bundle.manifest),
-            pixels_code=_pixels_code(bundle.manifest.preprocessing),
+            pixels_code=_pixels_code(bundle),
             story=story(store, bundle),
             gate=gate,
             evaluation=evaluation,
@@ -135,12 +135,25 @@ def _flip_sentence(gate: Report) -> str:
     )
 
 
-def _pixels_code(preprocessing: Preprocessing) -> str:
-    """The Python lines that make `pixels_HWC` of the file image.png as the bundle demands.
+def _pixels_code(bundle: Bundle) -> str:
+    """The Python lines that make `images` of the file image.png as the bundle's graph takes them.
 
-    Plain PIL where one resize says it all; otherwise the toolkit's own `render`, because a second hand-written version of a
-    crop rule is how served models come to see other pixels than trained ones.
+    A graph with its preprocessing inside takes the decoded file. Else plain PIL where one resize says it all; otherwise the
+    toolkit's own `render`, because a second hand-written version of a crop rule is how served models come to see other pixels
+    than trained ones.
     """
+    preprocessing = bundle.manifest.preprocessing
+    taken = bundle.manifest.contract.inputs
+    if taken and taken[0].layout == "NHWC" and taken[0].dtype == "uint8":
+        channels = preprocessing.num_channels
+        return (
+            f'image = PIL.ImageOps.exif_transpose(PIL.Image.open("image.png")).convert("{preprocessing.colour}")\n'
+            f"images = np.asarray(image).reshape(1, image.height, image.width, {channels})"
+        )
+    return _resized_code(preprocessing) + "\nimages = pixels_HWC.astype(np.float32).transpose(2, 0, 1)[None]"
+
+
+def _resized_code(preprocessing: Preprocessing) -> str:
     height, width = preprocessing.size_px
     if preprocessing.resize == "squash" and preprocessing.antialias:
         resample = f"PIL.Image.Resampling.{preprocessing.interpolation.upper()}"

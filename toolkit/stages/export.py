@@ -7,27 +7,30 @@ and nothing else.
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from toolkit.backends import EagerRunner, ExportFacts, write_onnx
+from toolkit.backends.graph_contract import require_contract
 from toolkit.bundle import GOLDEN, ONNX, Bundle, Lineage, Measurement, Report, Store, environment, lineage
 from toolkit.checks.parity import ParityLimits, parity, with_edges
 from toolkit.checks.parity_members import with_members
 from toolkit.checks.parity_repro import repro_files
+from toolkit.checks.pixel_export import Fronted, put_in_front
 from toolkit.checks.variants import Variant, Variants, ordered, variant_maker
 from toolkit.data import ImageSet, load_pixels
-from toolkit.errors import CheckFailed, InputRefused, Undecided, UsageError
-from toolkit.models import Deployed, pixel_contract, require_changeable, restore
+from toolkit.errors import CheckFailed, InputRefused, Undecided, UsageError, unknown_name
+from toolkit.models import Deployed, pixel_contract, require_changeable, restore, uint8_contract
 
 MAX_PARITY_IMAGES = 60  # with the 4 edge inputs two full batches of 32
 MIB = 2**20
+CONTRACTS = {"tensor": pixel_contract, "pixels": uint8_contract}
 
 DECIDING = ("torch", "onnx", "onnxruntime")  # another version of these is another graph or another parity
 
@@ -40,6 +43,7 @@ def export(
     store: Store,
     data: ImageSet,
     precisions: Sequence[str] = ("fp32",),
+    contract: Literal["tensor", "pixels"] = "tensor",
     opset: int = 20,
     limits: ParityLimits | None = None,
     variants: Variants | None = None,
@@ -48,7 +52,9 @@ def export(
     """Write a bundle as ONNX and prove, on real images of the data, that the graph is the model.
 
     The new bundle holds the weights, `model.onnx` (float32 pixels in, logits out, free batch) and `golden.safetensors`
-    (`num_golden` images as `images`, and the `logits` to expect). `precisions` adds `model.fp16.onnx` and `model.int8.onnx`
+    (`num_golden` images as `images`, and the `logits` to expect). With `contract=pixels` the graph takes uint8 images
+    (N, H, W, C) of any size and resizes and crops them itself; the report `preprocessing` says how far its pixels are from
+    those of training, and too far is no export. `precisions` adds `model.fp16.onnx` and `model.int8.onnx`
     with the same inputs and outputs; one that does not hold what `variants` demands is left out. Its reports are `parity`,
     `parity.fp16` and `parity.int8` for those asked for, and `export`. The same bundle, data and settings are not exported
     twice. A float32 graph that does not pass parity becomes no bundle; the error names the first wrong module, the report, and
@@ -56,9 +62,9 @@ def export(
     """
     require_changeable(bundle, "exported")
     lower, limits, variants = ordered(precisions)[1:], limits or ParityLimits(), variants or Variants()
-    if num_golden < 1:
-        raise UsageError(f"num_golden is {num_golden}; the serving side needs at least 1 golden image.")
+    _require_possible(contract, num_golden)
     recipe: dict[str, Any] = {"opset": opset, "limits": limits, "num_golden": num_golden}
+    recipe |= {"contract": contract} if contract != "tensor" else {}
     recipe |= {"precisions": ["fp32", *lower], "variants": variants} if lower else {}
     made = lineage("export", parents=(bundle.digest,), data_fingerprint=data.fingerprint(), recipe=recipe)
     found = _exported_before(store, made, lower)
@@ -76,19 +82,51 @@ def export(
         _require_parity(report, store, lambda fault: _repro(deployed, path, images_NCHW, fault, limits))
         lowered = maker.make(path, lower) if maker else []
         graphs = {"fp32": path} | {variant.precision: variant.path for variant in lowered if variant.shipped}
-        chosen = np.linspace(0, len(images_NCHW) - 1, num_golden).round().astype(int)
-        save_file(_golden(deployed, images_NCHW[chosen]), Path(folder) / GOLDEN)
-        child = replace(manifest, contract=pixel_contract(manifest.preprocessing, len(manifest.labels)), lineage=made)
+        promised = CONTRACTS[contract](manifest.preprocessing, len(manifest.labels))
+        fronted = _fronted(graphs.values(), deployed, bundle, data, limits, store) if contract == "pixels" else None
+        for graph in graphs.values():
+            require_contract(graph, promised, manifest.labels)
+        golden = fronted.golden(num_golden) if fronted else _golden(deployed, images_NCHW, num_golden)
+        save_file(golden, Path(folder) / GOLDEN)
+        child = replace(manifest, contract=promised, lineage=made)
         files = {file.name: file for file in sorted(Path(folder).iterdir())}
         exported = store.add(child, weights=bundle.weights(), files=files)
-    for each in (report, *(variant.report for variant in lowered)):
+    for each in (report, *(variant.report for variant in lowered), *([fronted.report] if fronted else [])):
         store.add_report(replace(each, subjects=(exported.digest, bundle.digest)))
     store.add_report(_export_report(exported, facts, lowered))
+    _tell(exported, report, facts, graphs)
+    return exported
+
+
+def _tell(exported: Bundle, report: Report, facts: ExportFacts, graphs: Mapping[str, Path]) -> None:
     if report.details["warning"]:
         log.warning("Parity of bundle %s: %s", exported.short, report.details["warning"])
     error = report.value("error_ratio.max")
     log.info("Bundle %s: ONNX opset %d in %s, error %.2f floors.", exported.short, facts.opset, ", ".join(graphs), error)
-    return exported
+
+
+def _require_possible(contract: str, num_golden: int) -> None:
+    if contract not in CONTRACTS:
+        raise unknown_name("contract", contract, CONTRACTS)
+    if num_golden < 1:
+        raise UsageError(f"num_golden is {num_golden}; the serving side needs at least 1 golden image.")
+
+
+def _fronted(
+    graphs: Iterable[Path], deployed: Deployed, bundle: Bundle, data: ImageSet, limits: ParityLimits, store: Store
+) -> Fronted:
+    """The graphs with their preprocessing in front; raises `CheckFailed` where it is not that of training."""
+    spec = bundle.manifest.preprocessing
+    found = put_in_front(graphs, deployed, data, preprocessing=spec, subject=bundle.digest, limits=limits.pixels)
+    if found.report.verdict == "pass":
+        return found
+    path = store.add_report(replace(found.report, check="preprocessing.failed"))
+    raise CheckFailed(
+        f"Inside the graph, {spec.resize} with {spec.interpolation} is not what training did: pixels differ by "
+        f"{found.report.value('pixel_difference.mean'):.2f} grey levels on average on the worst image (limit "
+        f"{limits.pixels.max_mean_levels:g}), and {found.report.value('decisions_changed'):.0f} answers change. No bundle was "
+        f"made; the report is {path}. Export with contract=tensor, or allow it with limits.pixels.*."
+    )
 
 
 def _exported_before(store: Store, made: Lineage, lower: list[str]) -> Bundle | None:
@@ -160,10 +198,11 @@ def _repro(
     return repro_files(deployed, path, looked_at_NCHW, fault, k=limits.k_fail, num_runs=limits.num_runs)
 
 
-def _golden(deployed: Deployed, images_NCHW: np.ndarray) -> dict[str, torch.Tensor]:
+def _golden(deployed: Deployed, images_NCHW: np.ndarray, num: int) -> dict[str, torch.Tensor]:
     """Inputs and the float64 answers rounded to float32, for the serving side to repeat with onnxruntime and numpy alone."""
-    logits_NK = EagerRunner(deployed, dtype="float64", threads=1)(images_NCHW).astype(np.float32)
-    return {"images": torch.from_numpy(images_NCHW), "logits": torch.from_numpy(logits_NK)}
+    chosen_NCHW = images_NCHW[np.linspace(0, len(images_NCHW) - 1, num).round().astype(int)]
+    logits_NK = EagerRunner(deployed, dtype="float64", threads=1)(chosen_NCHW).astype(np.float32)
+    return {"images": torch.from_numpy(chosen_NCHW), "logits": torch.from_numpy(logits_NK)}
 
 
 def _export_report(exported: Bundle, facts: ExportFacts, lowered: list[Variant]) -> Report:

@@ -1,0 +1,49 @@
+"""Does a graph keep the contract its bundle promises? Names, types, dimensions and labels, read from the file.
+
+Callers are written against the manifest, and onnxruntime runs a graph with another output order or a wrong declared shape
+without a word.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from toolkit.backends.graph_files import read_graph
+from toolkit.bundle import Contract, TensorSpec
+from toolkit.errors import InputRefused
+
+
+def require_contract(path: Path, contract: Contract, labels: Sequence[str]) -> None:
+    """Raise `InputRefused`, naming every difference, unless the graph at `path` is what `contract` and `labels` say."""
+    model = read_graph(path)
+    problems = [
+        *_tensor_problems("input", model.graph.input, contract.inputs),
+        *_tensor_problems("output", model.graph.output, contract.outputs),
+        *_label_problems(model, labels),
+    ]
+    if problems:
+        raise InputRefused(f"the graph {path.name} does not keep its bundle's contract: {'; '.join(problems)}.")
+
+
+def _tensor_problems(kind: str, held: Sequence[onnx.ValueInfoProto], promised: Sequence[TensorSpec]) -> Iterator[str]:
+    names = [value.name for value in held]
+    if names != [spec.name for spec in promised]:
+        yield f"its {kind}s are {', '.join(names)}, promised are {', '.join(spec.name for spec in promised)}"
+        return
+    for value, spec in zip(held, promised, strict=True):
+        tensor = value.type.tensor_type
+        dtype = TensorProto.DataType.Name(tensor.elem_type).lower().replace("float", "float32").replace("float3216", "float16")
+        if dtype != spec.dtype:
+            yield f"{kind} '{spec.name}' is {dtype}, promised is {spec.dtype}"
+        dims = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+        if dims != list(spec.dims):
+            yield f"{kind} '{spec.name}' has the dimensions {dims}, promised are {list(spec.dims)}"
+
+
+def _label_problems(model: onnx.ModelProto, labels: Sequence[str]) -> Iterator[str]:
+    noted = {entry.key: entry.value for entry in model.metadata_props}.get("labels")
+    if noted is None or json.loads(noted) != list(labels):
+        yield f"its labels are {noted or 'not noted'}, promised are {json.dumps(list(labels), ensure_ascii=False)[:200]}"
