@@ -51,7 +51,7 @@ class CompiledRunner:
     @property
     def settings(self) -> dict[str, Any]:
         """How the numbers are computed, for the record."""
-        return self.runner.settings | {"inductor": OPTIONS, "compiler": self.compiler}
+        return self.runner.settings | {f"inductor_{k}": v for k, v in OPTIONS.items()} | {"compiler": self.compiler}
 
     def __call__(self, images_NCHW: np.ndarray) -> np.ndarray:
         """Logits (N, K) of float32 pixels 0..255 (N, C, H, W); the first call of a batch size compiles."""

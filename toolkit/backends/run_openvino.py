@@ -64,7 +64,10 @@ class OpenvinoRunner:
     @property
     def settings(self) -> dict[str, Any]:
         """How the numbers are computed, for the record."""
-        return {name.lower(): str(self.compiled.get_property(name)) for name in RECORDED}
+        assert openvino is not None
+        found = {name.lower(): self.compiled.get_property(name) for name in RECORDED}
+        found["inference_precision_hint"] = found["inference_precision_hint"].to_string()
+        return {"version": openvino.get_version()} | {name: str(value) for name, value in found.items()}
 
     def __call__(self, images_NCHW: np.ndarray) -> np.ndarray:
         """Logits (N, K) of float32 pixels 0..255 (N, C, H, W). Raises `UsageError` when the batch does not fit the graph."""
