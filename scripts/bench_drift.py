@@ -41,7 +41,7 @@ def noisy(pixels_CHW: torch.Tensor, sigma: float) -> torch.Tensor:
 
 CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...], str]] = {
     "blur": (
-        lambda x, s: functional.gaussian_blur(x, [2 * int(3 * s) + 1] * 2, [s, s]),
+        lambda x, s: functional.gaussian_blur(x, [2 * max(1, int(3 * s)) + 1] * 2, [s, s]),
         (0.3, 0.5, 0.8, 1.5, 3.0),
         "sigma, px",
     ),

@@ -18,8 +18,12 @@ from tests.checks.planted import images, stored, trained
 from toolkit.bundle import Bundle, Store
 from toolkit.checks import monitor_pass
 from toolkit.checks.drift_verdict import Threshold, Thresholds
-from toolkit.checks.monitor import State, load_state
+from toolkit.checks.monitor import State, counted, load_state
+from toolkit.checks.monitor_records import Answer
+from toolkit.checks.monitor_reference import reference
 from toolkit.checks.profile import make_profile
+from toolkit.checks.sequential import log_e_shares
+from toolkit.data.arrivals import Marks
 from toolkit.errors import EnvironmentProblem, InputRefused, UsageError
 from toolkit.release.prometheus_text import serve_metrics
 from toolkit.stages.monitor import monitor
@@ -87,6 +91,29 @@ def test_shifted_answers_and_rising_errors_alarm_and_the_alarm_stays(store: Stor
     (source / "b.jsonl").write_bytes(lines(3000, seed=1))
     assert look(bundle, store, source).verdict == "fail"
     assert "Alarm: the service has drifted" in (tmp_path / "out" / "monitor.html").read_text()
+
+
+def test_a_change_that_comes_late_is_seen_and_none_is_seen_without_one(store: Store, bundle: Bundle) -> None:
+    profile = make_profile(bundle, images(), store=store, max_samples=400)
+    null = reference(profile, alpha=0.05)
+    shares = np.array(null.shares["answers"]) / len(profile)
+
+    def run(late: np.ndarray, seed: int, num_batches: int = 160) -> State:
+        generator = np.random.default_rng(seed)
+        state = State(bundle.digest, "", 0.05)
+        for number in range(num_batches):
+            now = shares if number < 120 else late
+            batch = [Answer(int(k)) for k in generator.choice(3, size=25, p=now)]
+            state = counted(state, batch, null, marks=Marks())
+        return state
+
+    late = run(np.array([0.7, 0.2, 0.1]), seed=0)
+    assert 3000 < late.alarms["answers"]["num_samples"] <= 3500
+    whole = log_e_shares(late.counts["answers"], null.regions["answers"])
+    assert whole < null.alarm_at, "a single wager from the beginning would not have seen it"
+    assert len(late.starts) <= 100
+    quiet = [run(shares, seed=seed, num_batches=60) for seed in range(12)]
+    assert sum(bool(state.alarms) for state in quiet) <= 1
 
 
 def test_images_are_asked_and_their_distance_is_watched(store: Store, bundle: Bundle, tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
 """Watching a model in service: counts that grow, wagers on them, and alarms that stay.
 
 Each test's e-value is a function of counts alone, so the state is small, and counts, marks of what was read and alarms are
-saved together: a process killed at any moment has counted a batch whole or not at all. An alarm stays until a person starts
+saved together: a process killed at any moment has counted a batch whole or not at all.
+
+A wager on all samples since the beginning drowns a change that comes late. So a new wager starts every 50 samples, and the
+evidence is their weighted sum with weights 1/(j(j+1)), which sum to 1: a mixture over the time of the change, and an
+e-process like each of its parts (the idea of e-detectors, Shin, Ramdas and Rinaldo, 2024). At most 100 wagers are kept;
+dropping one only lowers the sum. An alarm stays until a person starts
 a new state, because a stream that has drifted once is not cured by averaging.
 """
 
@@ -15,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from toolkit.bundle import Bundle, Limit, Measurement, Report, environment
 from toolkit.bundle.atomic import write_atomic
@@ -29,7 +35,17 @@ from toolkit.errors import InputRefused
 CHECK = "monitor"
 SCHEMA = 1
 MAX_POINTS = 400
+SAMPLES_A_START = 50
+MAX_STARTS = 100
 LN10 = math.log(10)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One wager: the logarithm of its weight, and the counts since it started."""
+
+    log_weight: float
+    counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,8 @@ class State:
     schema: int = SCHEMA
     marks: Marks = field(default_factory=Marks)
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    starts: tuple[Start, ...] = ()
+    num_started: int = 0
     num_samples: int = 0
     num_batches: int = 0
     num_refused: int = 0
@@ -88,10 +106,15 @@ def counted(
 ) -> State:
     """The state after a batch: counts, evidence, alarms and marks together."""
     new = _counts(answers, reference, embeddings_NP)
-    counts = {name: _sum(state.counts.get(name), new.get(name)) for name in {*state.counts, *new}}
+    counts = _added(state.counts, new)
     num_samples = state.num_samples + len(answers)
+    starts, num_started = state.starts, state.num_started
+    if answers and num_started * SAMPLES_A_START <= state.num_samples:
+        num_started += 1
+        starts = (*starts, Start(-math.log(num_started * (num_started + 1))))
+    starts = tuple(replace(start, counts=_added(start.counts, new)) for start in starts)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    evidence = log_evidence(counts, reference)
+    evidence = log_evidence(starts, num_started, reference)
     alarms = dict(state.alarms)
     for name, value in evidence.items():
         if value >= reference.alarm_at and name not in alarms:
@@ -102,6 +125,8 @@ def counted(
         state,
         marks=marks,
         counts=counts,
+        starts=_strongest(starts, reference),
+        num_started=num_started,
         num_samples=num_samples,
         num_batches=state.num_batches + 1,
         num_refused=state.num_refused + num_refused,
@@ -111,24 +136,47 @@ def counted(
     )
 
 
-def log_evidence(counts: Mapping[str, Sequence[int]], reference: Reference) -> dict[str, float]:
-    """The natural logarithm of each test's e-value; tests without data or without a null are left out."""
-    found = {
-        name: float(log_e_shares(counts[name], reference.regions[name]))
-        for name in TESTS
-        if name in counts and name in reference.regions
-    }
-    if "errors" in counts and reference.highest_error is not None:
-        found["errors"] = float(log_e_rate(counts["errors"][0], counts["errors"][1], reference.highest_error))
-    if "discordant" in counts:
-        found["discordant"] = float(log_e_rate(counts["discordant"][0], counts["discordant"][1], 0.5))
+def log_evidence(starts: Sequence[Start], num_started: int, reference: Reference) -> dict[str, float]:
+    """The natural logarithm of each test's e-value over all wagers; tests without data or without a null are left out."""
+    waiting = -math.log(num_started + 1)  # the weight of the wagers that have not started: each still stands at 1
+    weights = np.array([start.log_weight for start in starts])
+    evidence: dict[str, float] = {}
+    for name, values_S in _each(starts, reference).items():
+        total: Any = special.logsumexp(np.append(weights + values_S, waiting))
+        evidence[name] = float(total)
+    return evidence
+
+
+def _each(starts: Sequence[Start], reference: Reference) -> dict[str, np.ndarray]:
+    """The natural logarithm of every wager (S,), by test."""
+    found = {}
+    for name in TESTS:
+        length = next((len(start.counts[name]) for start in starts if name in start.counts), 0)
+        if not length:
+            continue
+        counts_SB = np.array([start.counts.get(name, (0,) * length) for start in starts])
+        if name in reference.regions:
+            found[name] = log_e_shares(counts_SB, reference.regions[name])
+        elif name == "discordant" or (name == "errors" and reference.highest_error is not None):
+            highest = 0.5 if name == "discordant" else reference.highest_error
+            found[name] = log_e_rate(counts_SB[:, 0], counts_SB[:, 1], highest or 0.0)
     return found
+
+
+def _strongest(starts: tuple[Start, ...], reference: Reference) -> tuple[Start, ...]:
+    """The first wager, the newest, and of the others those that have won most."""
+    if len(starts) <= MAX_STARTS:
+        return starts
+    best_S = np.max([*_each(starts, reference).values()], axis=0) + [start.log_weight for start in starts]
+    best_S[[0, -1]] = np.inf
+    kept = set(np.argsort(-best_S, kind="stable")[:MAX_STARTS].tolist())
+    return tuple(start for index, start in enumerate(starts) if index in kept)
 
 
 def monitor_report(state: State, reference: Reference, bundle: Bundle, *, min_samples: Threshold) -> Report:
     """The report `monitor`: the evidence of each test against its alarm line. Fails from the first alarm on."""
     limit = Limit("<=", reference.alarm_at / LN10, f"False alarms over all looks and tests: at most {reference.alpha:g}.")
-    evidence = log_evidence(state.counts, reference)
+    evidence = log_evidence(state.starts, state.num_started, reference)
     measurements = [
         Measurement(
             f"evidence.{name}",
@@ -179,6 +227,10 @@ def _counts(answers: Sequence[Answer], reference: Reference, embeddings_NP: np.n
         worse = sum(a.baseline == a.truth != a.predicted for a in pairs)
         found["discordant"] = (worse, worse + sum(a.predicted == a.truth != a.baseline for a in pairs))
     return {name: tuple(int(value) for value in values) for name, values in found.items()} if answers else {}
+
+
+def _added(before: Mapping[str, tuple[int, ...]], new: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {name: _sum(before.get(name), new.get(name)) for name in {*before, *new}}
 
 
 def _sum(before: Sequence[int] | None, new: Sequence[int] | None) -> tuple[int, ...]:
