@@ -72,8 +72,8 @@ def _affordable(candidates: Sequence[str], num_bytes: Mapping[str, int], max_byt
     """As many of the candidates as fit, evenly spaced."""
     number = len(candidates)
     while True:
-        spaced = np.linspace(-1, len(candidates), number + 2)[1:-1].round().astype(int)
-        chosen: list[str] = [candidates[int(index)] for index in np.unique(spaced)]
+        spaced = {round(float(index)) for index in np.linspace(-1, len(candidates), number + 2)[1:-1]}
+        chosen = [candidates[index] for index in sorted(spaced)]
         if number == 1 or sum(num_bytes[module] for module in chosen) <= max_bytes:
             return chosen
         number = max(1, number * 3 // 4)
