@@ -143,6 +143,24 @@ def test_reports_lie_beside_the_bundle_and_do_not_change_it(store: Store, bundle
         store.reports(bundle.digest)
 
 
+def test_files_beside_a_report_replace_earlier_ones_whole_and_are_no_report(store: Store, bundle: Bundle) -> None:
+    report = Report("parity.failed", (bundle.digest,), "fail")
+    path = store.attach(report, "repro", {"a": b"old", "b": b"old"})
+    (path.parent / ".tmp-killed").mkdir()  # what a killed writer left
+    assert store.attach(report, "repro", {"a": b"new"}) == path
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == {"a": b"new"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["parity.failed.repro"]
+    assert store.reports(bundle.digest) == {}
+    path.parent.chmod(0o500)
+    try:
+        if os.geteuid():
+            with pytest.raises(EnvironmentProblem, match="Cannot write"):
+                store.attach(report, "repro", {"a": b"third"})
+            assert (path / "a").read_bytes() == b"new"
+    finally:
+        path.parent.chmod(0o700)
+
+
 def test_a_report_never_holds_a_number_that_is_not_one(store: Store, bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="JSON"):
         store.add_report(Report("evaluate", (bundle.digest,), "pass", (Measurement("loss", float("nan")),)))

@@ -5,20 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-import torch
-from onnx import numpy_helper
 from torch import nn
 
 from tests.backends.small import PREPROCESSING, altered, images_NCHW, small, written
-from toolkit.backends import write_onnx
-from toolkit.bundle import Architecture, Preprocessing
 from toolkit.checks.parity import parity
 from toolkit.checks.parity_localise import Place, localise
 from toolkit.checks.parity_search import search
-from toolkit.models import Deployed, build
+from toolkit.models import Deployed
 
 
 @pytest.fixture(scope="module")
@@ -110,36 +104,3 @@ def test_a_value_that_is_no_number_is_found_and_the_report_holds_it(graph: Path)
     assert report.details["fault"]["culprit"]["module"] == "net.bn2"
     assert report.details["fault"]["culprit"]["ratio"] is None
     assert b"net.conv2" in report.to_json()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("key", "tensor", "culprit"),
-    [
-        ("torchvision/resnet18", "net.layer3.0.conv2.weight", "net.layer3.0.conv2 + net.layer3.0.bn2"),
-        ("torchvision/mobilenet_v3_small", "net.features.5.block.1.0.weight", "net.features.5.block.1.1"),
-        ("timm/tf_efficientnet_lite0", "net.blocks.3.1.conv_dw.weight", "net.blocks.3.1.bn2.act"),
-        ("torchvision/convnext_tiny", "net.features.5.3.block.0.weight", "net.features.5.3.block.0"),
-    ],
-)
-def test_one_weight_in_a_real_architecture_is_found(tmp_path: Path, key: str, tensor: str, culprit: str) -> None:
-    torch.manual_seed(0)
-    preprocessing = Preprocessing((64, 64))
-    images = torch.nn.functional.interpolate(torch.from_numpy(images_NCHW()), size=(64, 64), mode="bilinear")
-    deployed = Deployed(build(Architecture(key, {"num_classes": 3})).train(), preprocessing)
-    with torch.no_grad():
-        for _ in range(20):
-            deployed(images[torch.randperm(len(images))[:16]])
-    deployed.eval()
-    graph = tmp_path / "model.onnx"
-    write_onnx(deployed, graph, preprocessing=preprocessing, labels=("a", "b", "c"))
-    assert localise(deployed, graph, images.numpy()).culprit is None
-    model = onnx.load(graph)
-    (found,) = [entry for entry in model.graph.initializer if entry.name == tensor]
-    values = numpy_helper.to_array(found).copy()
-    values.flat[int(np.abs(values).argmax())] *= 1.5
-    found.CopyFrom(numpy_helper.from_array(values, tensor))
-    onnx.save(model, graph)
-    place = localise(deployed, graph, images.numpy()).culprit
-    assert place is not None
-    assert culprit in place.name
