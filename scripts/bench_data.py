@@ -112,7 +112,7 @@ def resident(rounds: int) -> dict[str, Any]:
 
     def ours() -> None:
         for indices_N in torch.randperm(len(pixels)).split(64):
-            augment(pixels.images_NCHW[indices_N], draws_NK=draws_NK(indices_N, seed=0, epoch=0))
+            augment(pixels.read(indices_N), draws_NK=draws_NK(indices_N, seed=0, epoch=0))
 
     times = in_turns({"ours": lambda: timed(ours), "loader": lambda: timed(lambda: list(loader))}, rounds=4 * rounds)
     return row(

@@ -1,9 +1,11 @@
 """Fixtures every test may use."""
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TOOLKIT_MACHINE_CACHE", os.path.join(tempfile.gettempdir(), f"toolkit-tests-{os.getuid()}"))
 
 import logging
 from collections.abc import Iterator

@@ -155,21 +155,14 @@ def test_a_cuda_device_gives_the_same_variations(fields: dict[str, float]) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_the_way_a_cpu_takes_gives_the_pixels_of_the_gather(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    images_NCHW = torch.randint(0, 256, (9, 3, 12, 20)).to(dtype)
-    augment = Augment(AugmentSpec(vertical_flip=0.5, shift=0.3, brightness=0, contrast=0))
-    draws = draws_NK(torch.arange(9), seed=1, epoch=2)
+@pytest.mark.parametrize(("side", "shift"), [((12, 20), 0.3), ((2, 3), 0.5), ((1, 4), 0.5), ((9, 9), 0.0)])
+def test_the_way_a_cpu_shifts_gives_the_pixels_of_the_gather(dtype: torch.dtype, side: tuple[int, int], shift: float) -> None:
+    images_NCHW = torch.randint(0, 256, (40, 3, *side)).to(dtype)
+    augment = Augment(AugmentSpec(vertical_flip=0.5, shift=shift, brightness=0, contrast=0))
+    draws_KN = draws_NK(torch.arange(40), seed=1, epoch=2)
+    rows_NH = module._source_indices(side[0], draws_KN[:, 0] < 0.5, module._offsets(side[0], shift, draws_KN[:, 1]))
+    columns_NW = module._source_indices(side[1], draws_KN[:, 2] < 0.5, module._offsets(side[1], shift, draws_KN[:, 3]))
+    samples, channels = torch.arange(40)[:, None, None, None], torch.arange(3)[None, :, None, None]
+    expected = images_NCHW[samples, channels, rows_NH[:, None, :, None], columns_NW[:, None, None, :]]
     for laid_out in (images_NCHW, images_NCHW.contiguous(memory_format=torch.channels_last)):
-        quick = augment(laid_out, draws_NK=draws)
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "_taken_one_by_one", lambda images, rows, columns: gathered(images, rows, columns))
-            assert torch.equal(quick, augment(laid_out, draws_NK=draws))
-    assert not torch.equal(quick, images_NCHW)
-
-
-def gathered(images_NCHW: torch.Tensor, rows_NH: torch.Tensor, columns_NW: torch.Tensor) -> torch.Tensor:
-    """Row and column look-ups by broadcasting, a third way."""
-    samples, channels = torch.arange(len(images_NCHW)), torch.arange(images_NCHW.shape[1])
-    return images_NCHW[
-        samples[:, None, None, None], channels[None, :, None, None], rows_NH[:, None, :, None], columns_NW[:, None, None, :]
-    ]
+        assert torch.equal(augment(laid_out, draws_NK=draws_KN), expected)

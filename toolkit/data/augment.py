@@ -104,28 +104,49 @@ class Augment(nn.Module):
 
 def _flip_and_shift(images_NCHW: Tensor, spec: AugmentSpec, draws_4N: tuple[Tensor, ...]) -> Tensor:
     num, channels, height, width = images_NCHW.shape
-    rows_NH = _source_indices(height, draws_4N[0] < spec.vertical_flip, spec.shift, draws_4N[1])
-    columns_NW = _source_indices(width, draws_4N[2] < spec.horizontal_flip, spec.shift, draws_4N[3])
+    flipped_N, mirrored_N = draws_4N[0] < spec.vertical_flip, draws_4N[2] < spec.horizontal_flip
+    down_N, right_N = _offsets(height, spec.shift, draws_4N[1]), _offsets(width, spec.shift, draws_4N[3])
     if images_NCHW.device.type == "cpu" and images_NCHW.dtype in (torch.uint8, torch.float32):
-        return _taken_one_by_one(images_NCHW, rows_NH, columns_NW)
+        return _by_slices(images_NCHW, flipped_N.tolist(), down_N.tolist(), mirrored_N.tolist(), right_N.tolist())
+    rows_NH = _source_indices(height, flipped_N, down_N)
+    columns_NW = _source_indices(width, mirrored_N, right_N)
     places_N1P = (rows_NH[:, :, None] * width + columns_NW[:, None, :]).reshape(num, 1, height * width)
     flat_NCP = images_NCHW.reshape(num, channels, height * width)
     return flat_NCP.gather(2, places_N1P.expand(num, channels, height * width)).reshape(images_NCHW.shape)
 
 
-def _taken_one_by_one(images_NCHW: Tensor, rows_NH: Tensor, columns_NW: Tensor) -> Tensor:
-    """The same pixels as one gather gives, three times as fast on a CPU, which copies rows faster than it looks places up."""
-    source_NCHW, rows, columns = images_NCHW.contiguous().numpy(), rows_NH.numpy(), columns_NW.numpy()
-    taken_NCHW = np.empty_like(source_NCHW)
-    for index in range(len(source_NCHW)):
-        np.take(source_NCHW[index][:, rows[index]], columns[index], axis=2, out=taken_NCHW[index])
-    return torch.from_numpy(taken_NCHW)
+def _by_slices(images_NCHW: Tensor, flipped: list[bool], down: list[int], mirrored: list[bool], right: list[int]) -> Tensor:
+    """The same pixels as the gather gives, several times as fast on a CPU, which copies runs faster than it looks up places.
+
+    Shifting the mirror image is mirroring the image shifted the other way.
+    """
+    source_NCHW = images_NCHW.contiguous().numpy()
+    varied_NCHW = np.empty_like(source_NCHW)
+    for n, (source_CHW, varied_CHW) in enumerate(zip(source_NCHW, varied_NCHW, strict=True)):
+        into_CHW = varied_CHW[:, :: -1 if flipped[n] else 1, :: -1 if mirrored[n] else 1]
+        for rows, from_rows in _runs(source_CHW.shape[1], -down[n] if flipped[n] else down[n]):
+            for columns, from_columns in _runs(source_CHW.shape[2], -right[n] if mirrored[n] else right[n]):
+                into_CHW[:, rows, columns] = source_CHW[:, from_rows, from_columns]
+    return torch.from_numpy(varied_NCHW)
 
 
-def _source_indices(side: int, flipped_N: Tensor, shift: float, draw_N: Tensor) -> Tensor:
+def _runs(side: int, offset: int) -> tuple[tuple[slice, slice], ...]:
+    """Which run of places takes its pixels from which: the shifted part, and the edge it leaves, mirrored."""
+    if offset == 0:
+        return ((slice(None), slice(None)),)
+    if offset > 0:
+        edge = slice(side - 2, side - 2 - offset if offset < side - 1 else None, -1)
+        return (slice(side - offset), slice(offset, None)), (slice(side - offset, None), edge)
+    return (slice(-offset, None), slice(side + offset)), (slice(-offset), slice(-offset, 0, -1))
+
+
+def _offsets(side: int, shift: float, draw_N: Tensor) -> Tensor:
     largest = int(shift * side)
-    offset_N = (draw_N * (2 * largest + 1)).long() - largest
-    index_NS = torch.arange(side, device=draw_N.device) + offset_N[:, None]
+    return (draw_N * (2 * largest + 1)).long() - largest
+
+
+def _source_indices(side: int, flipped_N: Tensor, offset_N: Tensor) -> Tensor:
+    index_NS = torch.arange(side, device=offset_N.device) + offset_N[:, None]
     index_NS = (side - 1) - ((side - 1) - index_NS.abs()).abs()  # mirrored at both edges
     return torch.where(flipped_N[:, None], side - 1 - index_NS, index_NS)
 

@@ -52,7 +52,7 @@ class Pixels:
 
     def read(self, indices_N: Tensor) -> Tensor:
         """The images at `indices_N`, uint8 (n, C, H, W)."""
-        return self.images_NCHW[indices_N]
+        return self.images_NCHW.index_select(0, indices_N)
 
     def to(self, device: torch.device | str) -> "Pixels":
         """The same images with pixels and classes on `device`."""

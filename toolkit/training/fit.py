@@ -24,6 +24,7 @@ from toolkit.training.checkpoint import Checkpoints
 from toolkit.training.course import Course
 from toolkit.training.feed import Task
 from toolkit.training.freeze import restored
+from toolkit.training.layout import with_layout
 from toolkit.training.learner import Learner
 from toolkit.training.metrics import require_defined
 from toolkit.training.options import FitOptions
@@ -89,6 +90,7 @@ def fit(
         checkpoints = Checkpoints(run_dir / CHECKPOINTS)
         identity = _identity(net, task, schedule)
         state = _open_run(run_dir, identity, checkpoints) if resume else _start_run(run_dir, identity, checkpoints)
+        trainer = with_layout(trainer, net, preprocessing, batch_size=options.images_a_step, run_dir=run_dir, resume=resume)
         torch.manual_seed(options.seed)
         with Progress(options.monitor, quiet=not processes.is_first()) as progress, _layout(net, trainer):
             head = net.get_submodule(find_head(net))
@@ -104,7 +106,7 @@ def fit(
 @contextlib.contextmanager
 def _layout(net: nn.Module, trainer: TrainerSpec) -> Iterator[None]:
     """Lay the weights out as `trainer` wants them, and plainly again afterwards."""
-    if trainer.channels_last:
+    if trainer.channels_last is True:
         net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     try:
         yield

@@ -155,7 +155,9 @@ class Learner(LightningModule):
         done = self.course.epoch * self._num_batches + self.course.batch
         self.around.progress.phase(phase, num_steps=phase.epochs * self._num_batches, done=done)
         self._begin_epoch()
-        images = ImageFeed(self._call, self.task, device=self.device, channels_last=spec.channels_last, augment=phase.augment)
+        images = ImageFeed(
+            self._call, self.task, device=self.device, channels_last=spec.channels_last is True, augment=phase.augment
+        )
         self._feed: Feed = self._features(images) or images
         self._expect()
 

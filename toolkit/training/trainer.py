@@ -32,9 +32,11 @@ PRECISIONS = ("auto", "32", "bf16-mixed")
 class TrainerSpec:
     """One machine's settings.
 
-    `accelerator` auto takes a GPU when there is one. `precision` auto is bf16-mixed on a GPU that has it, else 32.
-    `channels_last` lays images and convolution weights out NHWC (on the CPU measured 1.2 to 2.1 times as fast with
-    AVX-512). `compile` runs the net through torch.compile (minutes to start). `threads` None leaves torch's setting.
+    `accelerator` auto takes a GPU when there is one. `precision` auto is bf16-mixed on a GPU that has it, else 32 (on a CPU it
+    is only taken when asked for, and refused where it would be emulated: a bundle's recipe names the number format, and the
+    same command should make the same bundle on the next machine). `channels_last` lays images and convolution weights out
+    NHWC; "auto" tries both for some seconds, once a machine.
+    `compile` runs the net through torch.compile (minutes to start). `threads` None leaves torch's setting.
     `cache_features` computes the features of a head-only phase once. `checkpoint_every_s`: the most seconds between two
     checkpoints, at the next step after; 0 writes one at every step. `loggers` (plain or by name) receive each epoch's metrics.
     """
@@ -44,7 +46,7 @@ class TrainerSpec:
     num_nodes: int = 1
     strategy: Literal["auto", "ddp"] = "auto"
     precision: str | int = "auto"
-    channels_last: bool = True
+    channels_last: bool | Literal["auto"] = True
     compile: bool = False
     threads: int | None = None
     cache_features: bool = True
