@@ -163,7 +163,7 @@ def test_unsound_data_is_refused_before_training(parent: Bundle, store: Store, d
 
 
 def test_a_sweep_over_schedules_from_the_command_line(
-    parent: Bundle, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parent: Bundle, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = ["data=shapes", "data.num_samples=60"]
@@ -177,6 +177,20 @@ def test_a_sweep_over_schedules_from_the_command_line(
         assert (tmp_path / "sweep" / job / "metrics.csv").is_file()
         assert name in json.loads((tmp_path / "sweep" / job / "run.json").read_text())["schedule"]
     assert len(store.digests()) == 3
+    scores = {
+        digest: store.reports(digest)["training"].value("val_balanced_accuracy")
+        for digest in store.digests()
+        if digest != parent.digest
+    }
+    best = max(scores.values())
+    table = (tmp_path / "sweep" / "sweep.md").read_text()
+    assert "schedule=linear_probe |" in table
+    assert "schedule=full |" in table
+    assert f"balanced accuracy {best:.4f}" in table
+    named = next(digest[:12] for digest in scores if f"Best: bundle {digest[:12]}" in table)
+    assert f"Best: bundle {named}" in capsys.readouterr().out
+    assert scores[next(digest for digest in scores if digest.startswith(named))] == best
+    assert (tmp_path / "sweep" / "pareto.svg").read_text().startswith("<?xml")
 
 
 def test_a_terminated_command_exits_143_and_resumes(

@@ -23,6 +23,7 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -77,11 +78,12 @@ def stage_function(stage: str) -> Callable[..., Any]:
 def _run_hydra(stage: str, overrides: list[str]) -> int:
     """Compose the stage's config, run it once or as a sweep, and return the exit code (of a sweep: the gravest)."""
     codes: list[int] = []
+    made: list[tuple[list[str], Bundle, Store, Path]] = []
     original = sys.argv
 
     def task(config: DictConfig) -> None:
         sys.argv = original  # a strategy that starts further processes repeats this command line
-        codes.append(_run_job(config))
+        codes.append(_run_job(config, made))
         if codes[-1] in STOPPED:  # a sweep does not go on with its next job
             raise SystemExit(codes[-1])
 
@@ -97,7 +99,20 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
         return _refused(error, stage, verbose=verbose)
     finally:
         sys.argv = original
+    if len(made) > 1:
+        _summarise(made)
     return max(codes, default=0, key=GRAVITY.index)
+
+
+def _summarise(made: Sequence[tuple[list[str], Bundle, Store, Path]]) -> None:
+    """The table and the plot at the end of a sweep that made several bundles."""
+    from toolkit.release.sweep import summarise
+    from toolkit.release.tables import open_console
+
+    _, _, store, directory = made[-1]
+    common = set.intersection(*(set(settings) for settings, *_ in made))
+    varied = [(", ".join(text for text in settings if text not in common), bundle) for settings, bundle, *_ in made]
+    summarise(varied, store, directory, open_console())
 
 
 def _refused(error: Exception, stage: str, *, verbose: bool) -> int:
@@ -113,10 +128,10 @@ def _refused(error: Exception, stage: str, *, verbose: bool) -> int:
     return _fail(UsageError(str(error).splitlines()[0] if str(error) else type(error).__name__), verbose=verbose)
 
 
-def _run_job(config: DictConfig) -> int:
+def _run_job(config: DictConfig, made: list[tuple[list[str], Bundle, Store, Path]]) -> int:
     verbose = bool(HydraConfig.get().verbose)
     try:
-        return run_stage(config)
+        return run_stage(config, made)
     except KeyboardInterrupt:
         return 130
     except SystemExit as stopped:
@@ -138,9 +153,10 @@ def _run_job(config: DictConfig) -> int:
         return INTERNAL_ERROR
 
 
-def run_stage(config: DictConfig) -> int:
+def run_stage(config: DictConfig, made: list[tuple[list[str], Bundle, Store, Path]] | None = None) -> int:
     """Instantiate the composed `config`, call its stage and show the result; returns the exit code.
 
+    `made` receives what a sweep's summary needs of a job that made a bundle: its overrides, bundle, store and directory.
     Raises whatever the stage raises; configuration errors are `UsageError`.
     """
     from toolkit.release.tables import open_console, show_bundle, show_report  # heavy; not for `--help` and completion
@@ -161,6 +177,9 @@ def run_stage(config: DictConfig) -> int:
         return VERDICT_EXIT_CODES[result.verdict]
     if isinstance(result, Bundle) and store is not None:
         show_bundle(result, store, open_console())
+        if made is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
+            job = HydraConfig.get()
+            made.append(([str(text) for text in job.overrides.task], result, store, Path(job.sweep.dir)))
     return 0
 
 
