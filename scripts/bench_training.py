@@ -82,7 +82,7 @@ def resnet(rounds: int) -> list[dict[str, Any]]:
 
 def probe(rounds: int) -> list[dict[str, Any]]:
     """A linear probe of 10 epochs on ResNet-18, features computed once or every epoch."""
-    spec, train, val = Preprocessing(size_px=(96, 96), **IMAGENET), random_pixels(256, 96), random_pixels(64, 96, seed=1)
+    spec, train, val = Preprocessing(size_px=(96, 96), **IMAGENET), random_pixels(768, 96), random_pixels(32, 96, seed=1)
     start = torchvision.models.resnet18(num_classes=10)
     heads: dict[bool, Tensor] = {}
 

@@ -71,8 +71,7 @@ def prune(
         return found
     findings = _audited(data, bundle)
     preprocessing = bundle.manifest.preprocessing
-    cache = store.root / "cache" / "pixels"
-    train, val = (decoded_pixels(data.split(split), preprocessing, cache=cache) for split in ("train", "val"))
+    train, val = _decoded(data, preprocessing, store)
     parent, net, normalise = restore(bundle), restore(bundle), Normalise(preprocessing)
     plan, story = _surgery(net, train=train, val=val, normalise=normalise, criterion=criterion, target=target, options=options)
     teacher = Deployed(parent, preprocessing) if recovery.options.distillation is not None else None
@@ -111,6 +110,12 @@ def _audited(data: ImageSet, bundle: Bundle) -> Audit:
     for warning in findings.warnings:
         log.warning("%s", warning)
     return findings
+
+
+def _decoded(data: ImageSet, preprocessing: Preprocessing, store: Store) -> list[Pixels]:
+    """The training and the validation images."""
+    cache = store.root / "cache" / "pixels"
+    return [decoded_pixels(data.split(split), preprocessing, cache=cache) for split in ("train", "val")]
 
 
 def _surgery(

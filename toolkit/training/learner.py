@@ -109,8 +109,7 @@ class Learner(LightningModule):
             logger.log_metrics(record, step=len(course.history))
             logger.save()
         if course.next_epoch(num_epochs=phase.epochs, patience=self.task.options.patience):
-            self._begin_epoch()
-            self._expect()
+            self._begin_epoch(self._feed)
             if self._save_is_due():
                 self.save()
         else:
@@ -154,12 +153,12 @@ class Learner(LightningModule):
         self._guard = FiniteGuard(self._optimiser, device=self.device, where=where, explain=self._explain)
         done = self.course.epoch * self._num_batches + self.course.batch
         self.around.progress.phase(phase, num_steps=phase.epochs * self._num_batches, done=done)
-        self._begin_epoch()
+        self._begin_epoch(None)
         images = ImageFeed(
             self._call, self.task, device=self.device, channels_last=spec.channels_last is True, augment=phase.augment
         )
         self._feed: Feed = self._features(images) or images
-        self._expect()
+        self._feed.expect(self._batches[self.course.batch :], split="train")
 
     def _features(self, images: ImageFeed) -> Feed | None:
         started_s = time.perf_counter()
@@ -172,7 +171,7 @@ class Learner(LightningModule):
         self.course.notes["feature_seconds"] = time.perf_counter() - started_s
         return feed
 
-    def _begin_epoch(self) -> None:
+    def _begin_epoch(self, feed: Feed | None) -> None:
         options, epochs_before = self.task.options, len(self.course.history)
         batches_N = epoch_batches(
             len(self.task.train),
@@ -184,9 +183,8 @@ class Learner(LightningModule):
         )
         self._batches = indices(batches_N, self.device)
         self._tally = torch.tensor(self.course.tally, device=self.device)
-
-    def _expect(self) -> None:
-        self._feed.expect(self._batches[self.course.batch :], split="train")
+        if feed is not None:
+            feed.expect(self._batches, split="train")
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -202,7 +200,8 @@ class Learner(LightningModule):
         weight = weights_T[0].clone()
         processes.sum_in_place([weights_T])
         loss = (terms_T / weights_T).sum()  # this process's part of the batch's mean loss
-        self._count(batch.logits_NK.detach(), batch.targets.first_N, loss.detach() * weights_T[0], weight)
+        right = (batch.logits_NK.detach().argmax(1) == batch.targets.first_N).sum()
+        self._tally += torch.stack([loss.detach() * weights_T[0], weight, right])
         loss.backward()
         gradients = [p.grad for p in self._learning if p.grad is not None]
         processes.sum_in_place(gradients)
@@ -218,18 +217,13 @@ class Learner(LightningModule):
 
     def _explain(self, step: int) -> str:
         """What step `step` of this epoch, whose update was held back, died of."""
-        course, seed = self.course, self.task.options.seed
+        course = self.course
         batch = self._batches[course.batch - (course.num_steps - (step - 1))]
-        moment = Moment(seed, len(course.history), step - 1)
+        moment = Moment(self.task.options.seed, len(course.history), step - 1)
         path = self.around.checkpoints.directory.parent / f"diverged_step_{step}{processes.suffix()}"
+        feed, keys = self._feed, self.task.train.keys
         with self._autocast():
-            return post_mortem(
-                self.net, self._feed, self._objective, batch, moment=moment, keys=self.task.train.keys, path=path
-            )
-
-    def _count(self, logits_NK: Tensor, targets_N: Tensor, total: Tensor, weight: Tensor) -> None:
-        right = (logits_NK.argmax(1) == targets_N).sum()
-        self._tally += torch.stack([total, weight, right])
+            return post_mortem(self.net, feed, self._objective, batch, moment=moment, keys=keys, path=path)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return (
