@@ -6,11 +6,12 @@ from toolkit.pruning.criteria import CRITERIA, Criterion
 from toolkit.pruning.groups import Group, Member, find_groups
 from toolkit.pruning.planning import PruneOptions, plan_pruning, prune_net
 from toolkit.pruning.removal import zero_removed
-from toolkit.pruning.selection import Target
 from toolkit.pruning.surgery import apply_plan, compose_plans
+from toolkit.pruning.target import Budget, Target
 
 __all__ = [
     "CRITERIA",
+    "Budget",
     "Criterion",
     "Group",
     "Member",

@@ -1,42 +1,56 @@
 """Choosing what to prune: groups, proof, scores, widths, plan; and doing it in several steps.
 
+A budget is of MACs, parameters or milliseconds; what those cost by width comes in as a function (`costs`), so nothing here
+knows how milliseconds are measured.
+
 N images, C channels, H, W pixels.
 """
 
+import copy
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.bundle import Plan
-from toolkit.errors import InputRefused, UsageError
+from toolkit.errors import InputRefused, UsageError, unknown_name
 from toolkit.pruning.batchnorm import reestimate_batchnorm
 from toolkit.pruning.cost import profile_macs
+from toolkit.pruning.costs import CostsOf, mac_costs, parameter_costs
 from toolkit.pruning.criteria import Batch, Criterion
 from toolkit.pruning.groups import Group, find_groups
+from toolkit.pruning.ranking import RANKINGS, Ranking, comparable
 from toolkit.pruning.removal import plan_of, prunable
-from toolkit.pruning.selection import Costs, NothingToPrune, Target, Whole, choose
+from toolkit.pruning.selection import NothingToPrune, Whole, choose
 from toolkit.pruning.surgery import apply_plan, compose_plans
+from toolkit.pruning.target import Budget
 
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+COSTS: Mapping[str, CostsOf] = {"macs": mac_costs, "ratio": mac_costs, "params": parameter_costs}
 
 
 @dataclass(frozen=True)
 class PruneOptions:
     """How to prune: in how many `steps`, to which grid of channels, what to leave alone, with how many calibration images.
 
-    `num_batches` batches of `batch_size` training images rate the channels, `bn_images` more refresh BatchNorm at the end;
-    `seed` draws them.
+    `round_to` is the grid; `auto` measures which grid this machine is fast on. `ranking` says which units compete with which
+    (see `ranking`). `sensitivity` measures what pruning each group alone costs, and `curve` names shares of the MACs (0..1)
+    at which accuracy and latency are measured too: both for people to look at. `num_batches` batches of `batch_size`
+    training images rate the channels, `bn_images` more refresh BatchNorm at the end; `seed` draws them.
     """
 
     steps: int = 1
-    round_to: int = 8
+    round_to: int | Literal["auto"] = 8
     protect: Sequence[str] = ()
+    ranking: Ranking = "global"
+    sensitivity: bool = False
+    curve: Sequence[float] = ()
     num_batches: int = 16
     batch_size: int = 16
     bn_images: int = 640
@@ -45,13 +59,24 @@ class PruneOptions:
     def __post_init__(self) -> None:
         for name, value, least in (
             ("steps", self.steps, 1),
-            ("round_to", self.round_to, 1),
+            ("round_to", 1 if self.round_to == "auto" else self.round_to, 1),
             ("num_batches", self.num_batches, 1),
             ("batch_size", self.batch_size, 2),
             ("bn_images", self.bn_images, 2),
         ):
             if value < least:
                 raise UsageError(f"options.{name} is {value}; it must be at least {least}.")
+        if self.ranking not in RANKINGS:
+            raise unknown_name("ranking (options.ranking)", self.ranking, RANKINGS)
+        if not all(0 < share < 1 for share in self.curve):
+            raise UsageError(f"options.curve is {list(self.curve)}; give shares of the MACs between 0 and 1, like [0.75,0.5].")
+
+    @property
+    def grid(self) -> int:
+        """The grid as a number. Raises `UsageError` for one that still has to be measured."""
+        if self.round_to == "auto":
+            raise UsageError("options.round_to is 'auto': measure the grid first, or give 8 or 16.")
+        return self.round_to
 
 
 def plan_pruning(
@@ -59,23 +84,24 @@ def plan_pruning(
     example_NCHW: Tensor,
     *,
     criterion: Criterion,
-    target: Target,
+    budget: Budget,
     batches: Sequence[Batch] = (),
-    round_to: int = 8,
-    protect: Sequence[str] = (),
+    options: PruneOptions = PruneOptions(),
+    costs: CostsOf | None = None,
     loss: Loss = F.cross_entropy,
 ) -> Plan:
-    """The plan that prunes `net`, which stays as it is, to `target` by `criterion`.
+    """The plan that prunes `net`, which stays as it is, to `budget` by `criterion`, in one step.
 
     `example_NCHW` is one normalised image at the resolution in use; `batches` are normalised images with their targets,
-    for criteria that look at data; `round_to` is the grid of channels. The head's outputs and the outputs of the modules
-    in `protect` keep their width. Raises `InputRefused` when nothing in `net` can be pruned and `UsageError` when the
-    target cannot be met or the grid leaves nothing to remove.
+    for criteria that look at data; `costs` makes the costs of a budget that is neither of MACs nor of parameters. The head's
+    outputs and the outputs of the modules in `options.protect` keep their width. Raises `InputRefused` when nothing in `net`
+    can be pruned and `UsageError` when the budget cannot be met or the grid leaves nothing to remove.
     """
-    groups = _prunable_groups(net, example_NCHW, protect)
-    scores = _scores(net, groups, criterion=criterion, batches=batches, loss=loss)
-    costs = Costs(net, groups, profile_macs(net, example_NCHW))
-    return plan_of(net, groups, choose(groups, scores, costs, target=target, round_to=round_to))
+    twin = copy.deepcopy(net)
+    options = replace(options, steps=1)
+    return prune_net(
+        twin, example_NCHW, criterion=criterion, budget=budget, batches=batches, options=options, costs=costs, loss=loss
+    )
 
 
 def prune_net(
@@ -83,30 +109,32 @@ def prune_net(
     example_NCHW: Tensor,
     *,
     criterion: Criterion,
-    target: Target,
+    budget: Budget,
     batches: Sequence[Batch],
     options: PruneOptions,
+    costs: CostsOf | None = None,
     loss: Loss = F.cross_entropy,
 ) -> Plan:
-    """Prune `net` in place in `options.steps` steps towards `target`; returns the plan of all steps together.
+    """Prune `net` in place in `options.steps` steps towards `budget`; returns the plan of all steps together.
 
-    Every step aims at its share of the way from the whole net to the target, so widths rounded up to the grid in one step
+    Every step aims at its share of the way from the whole net to the budget, so widths rounded up to the grid in one step
     are made up for in the next; a step whose aim is met already is skipped. BatchNorm statistics are refreshed between the
     steps, because a criterion sees nothing in a net whose statistics are wrong; after the last step they are left as they
     are (see `reestimate_batchnorm`). Raises what `plan_pruning` raises, and for a grid that leaves nothing to remove only
     when that is so in every step.
     """
+    costs = costs or COSTS[budget.quantity]
     groups = _prunable_groups(net, example_NCHW, options.protect)
-    whole = Whole.of(groups, profile_macs(net, example_NCHW).total)
+    whole, macs = Whole.of(groups, costs(net, groups, example_NCHW).total), profile_macs(net, example_NCHW).total
     plan = Plan()
     for step in range(1, options.steps + 1):
-        costs = Costs(net, groups, profile_macs(net, example_NCHW))
-        aim = _aim(target, step / options.steps)
+        now, aim = costs(net, groups, example_NCHW), budget.step(step / options.steps)
         try:
-            if aim.macs is not None and costs.total <= aim.macs * whole.macs:
+            if aim.quantity != "ratio" and now.total <= aim.share * whole.cost:
                 raise NothingToPrune(f"step {step} is met already")
             scores = _scores(net, groups, criterion=criterion, batches=batches, loss=loss)
-            made = plan_of(net, groups, choose(groups, scores, costs, target=aim, round_to=options.round_to, whole=whole))
+            ranked = comparable(net, groups, scores, options.ranking)
+            made = plan_of(net, groups, choose(groups, ranked, now, budget=aim, round_to=options.grid, whole=whole))
         except NothingToPrune:
             if step == options.steps and not plan:
                 raise
@@ -117,19 +145,9 @@ def prune_net(
         if step < options.steps:
             reestimate_batchnorm(net, [images_NCHW for images_NCHW, _ in batches])
             groups = prunable(net, find_groups(net, example_NCHW, protect=options.protect), example_NCHW)
-        share = profile_macs(net, example_NCHW).total / whole.macs
+        share = profile_macs(net, example_NCHW).total / macs
         logger.info("pruning step %d of %d: %.1f%% of the MACs", step, options.steps, 100 * share)
     return plan
-
-
-def _aim(target: Target, share: float) -> Target:
-    """The target of a step: `share` (0..1) of the way to `target`, exactly that at 1."""
-    if share == 1:
-        return target
-    if target.macs is not None:
-        return Target(macs=1 - (1 - target.macs) * share)
-    assert target.ratio is not None
-    return Target(ratio=target.ratio * share)
 
 
 def _prunable_groups(net: nn.Module, example_NCHW: Tensor, protect: Sequence[str]) -> list[Group]:
