@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.errors import InputRefused, UsageError
-from toolkit.pruning import CRITERIA, Group, PruneOptions, Target, find_groups, plan_pruning, reestimate_batchnorm
+from toolkit.pruning import CRITERIA, Budget, Group, PruneOptions, find_groups, plan_pruning, reestimate_batchnorm
 from toolkit.pruning.removal import plan_of, zero_removed
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -64,7 +64,7 @@ def test_taylor_predicts_the_change(of: str, mixed: Callable[..., nn.Module], ex
 
 def test_taylor_without_batches_says_so(mixed: Callable[..., nn.Module], example_NCHW: Tensor) -> None:
     with pytest.raises(UsageError, match="needs batches of images"):
-        plan_pruning(mixed(), example_NCHW, criterion=CRITERIA["taylor"](), target=Target(macs=0.5))
+        plan_pruning(mixed(), example_NCHW, criterion=CRITERIA["taylor"](), budget=Budget("macs", 0.5))
 
 
 def test_scores_that_are_not_numbers_are_an_error(mixed: Callable[..., nn.Module], example_NCHW: Tensor) -> None:
@@ -72,14 +72,14 @@ def test_scores_that_are_not_numbers_are_an_error(mixed: Callable[..., nn.Module
         return [torch.full((group.num_units,), float("nan")) for group in groups]
 
     with pytest.raises(UsageError, match="scores for 'stem'"):
-        plan_pruning(mixed(), example_NCHW, criterion=broken, target=Target(macs=0.5))
+        plan_pruning(mixed(), example_NCHW, criterion=broken, budget=Budget("macs", 0.5))
 
 
 def test_weights_that_are_nan_are_an_error(mixed: Callable[..., nn.Module], example_NCHW: Tensor) -> None:
     net = mixed()
     net.project.weight.data[0] = float("nan")
     with pytest.raises(InputRefused, match="NaN"):
-        plan_pruning(net, example_NCHW, criterion=CRITERIA["magnitude"](), target=Target(macs=0.5))
+        plan_pruning(net, example_NCHW, criterion=CRITERIA["magnitude"](), budget=Budget("macs", 0.5))
 
 
 def test_options_are_checked() -> None:

@@ -14,7 +14,6 @@ output hardly depends on the scale of a filter, and their sums say nothing.
 N images, C channels, H, W pixels, K classes.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,10 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import UsageError, unknown_name
+from toolkit.errors import unknown_name
+from toolkit.pruning.gradients import along_random_direction, consumer_gradients
 from toolkit.pruning.groups import Group
 from toolkit.pruning.scoring import by_unit, per_index
-from toolkit.pruning.surgery import tensor_owners
 
 
 @dataclass(frozen=True)
@@ -54,34 +53,17 @@ class Taylor:
 
         Raises `UsageError` without batches.
         """
-        if not batches:
-            raise UsageError("The criterion 'taylor' needs batches of images to rate channels; give some, or use 'magnitude'.")
-        twin = copy.deepcopy(net).eval()
-        for parameter in twin.parameters():
-            parameter.requires_grad_(True)
-        names = {member.tensor for group in groups for member in group.members if member.consumes}
-        owners = tensor_owners(twin)
-        weights = {name: owners[name][0] for name in sorted(names)}
-        scores = [torch.zeros(group.num_units, dtype=torch.float64) for group in groups]
         generator = torch.Generator().manual_seed(self.seed)
-        for images_NCHW, targets_N in batches:
-            with torch.enable_grad():
-                logits_NK = twin(images_NCHW)
-                value = loss(logits_NK, targets_N) if self.of == "loss" else _along_random_direction(logits_NK, generator)
-            gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
-            changes = {
-                name: (weight * gradient).detach().double()
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
-                if gradient is not None
-            }
+        scores = [torch.zeros(group.num_units, dtype=torch.float64) for group in groups]
+
+        def value(logits_NK: Tensor, targets_N: Tensor) -> Tensor:
+            return loss(logits_NK, targets_N) if self.of == "loss" else along_random_direction(logits_NK, generator)
+
+        for found in consumer_gradients(net, groups, batches, value, criterion="taylor"):
+            changes = {name: (weight * gradient).double() for name, (weight, gradient) in found.items()}
             for group, score in zip(groups, scores, strict=True):
                 score += _change(group, changes) ** 2 / len(batches)
         return scores
-
-
-def _along_random_direction(logits_NK: Tensor, generator: torch.Generator) -> Tensor:
-    """The logits times independent normal numbers, summed: the expected square of its change is that of all logits."""
-    return (logits_NK * torch.randn(logits_NK.shape, generator=generator).to(logits_NK)).sum() / len(logits_NK) ** 0.5
 
 
 def _change(group: Group, changes: dict[str, Tensor]) -> Tensor:
