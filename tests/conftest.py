@@ -22,6 +22,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a test measures about the machine stays out of the user's cache."""
+    os.environ["TOOLKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:
     """No test leaves variables behind: a process started later would take a stray rank for its own and wait for peers."""

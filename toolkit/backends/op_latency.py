@@ -1,0 +1,118 @@
+"""What each layer costs on this machine in onnxruntime, timed once and kept.
+
+A table is of one machine: its key is the processor, onnxruntime's version, the provider and the number of threads. Entries
+are appended as lines, so two processes may fill one table and a killed one costs a line. The fastest of many calls counts:
+what others do on the machine only ever adds time.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from toolkit.backends.op_graphs import empty_graph, op_graph
+from toolkit.backends.run_onnx import open_session
+from toolkit.bundle import environment
+from toolkit.pruning.layers import LayerOp
+
+PROVIDER = "CPUExecutionProvider"
+WARMUP, LEAST_CALLS, MOST_CALLS, LEAST_S = 2, 7, 60, 0.015
+SMALLEST_MS = 1e-3
+NUM_AGAIN = 4
+VERSION = 1
+
+logger = logging.getLogger(__name__)
+
+
+def cache_directory() -> Path:
+    """Where measurements of this machine are kept: $TOOLKIT_CACHE, or model-upgrade-toolkit in the user's cache directory."""
+    place = os.environ.get("TOOLKIT_CACHE")
+    if place:
+        return Path(place)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "model-upgrade-toolkit"
+
+
+class OpTable:
+    """Milliseconds of a layer by its signature; times what it has not seen, and writes it down. `num_timed` counts those."""
+
+    def __init__(self, *, batch: int, threads: int, directory: Path | None = None) -> None:
+        self.batch, self.threads, self.num_timed = batch, threads, 0
+        facts = [VERSION, environment()["processor"], onnxruntime.__version__, PROVIDER, threads]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        self.path = (directory or cache_directory()) / "op_latency" / f"{key}.jsonl"
+        self._ms = _read(self.path)
+        self._call_ms: float | None = None
+
+    def __call__(self, op: LayerOp) -> float:
+        """Milliseconds of `op` for a batch of `batch` images."""
+        key = _key(op, self.batch)
+        if key not in self._ms:
+            if self._call_ms is None:
+                self._call_ms = self._timed(empty_graph())
+            self._ms[key] = max(SMALLEST_MS, self._timed(op_graph(op, batch=self.batch)) - self._call_ms)
+            self.num_timed += 1
+            self._append(key)
+        return self._ms[key]
+
+    def slowdown(self, ops: Sequence[LayerOp]) -> float:
+        """How much slower the machine is now than when the heaviest of `ops` were timed: 1 where it is as it was.
+
+        A busy hour would otherwise look like work that the layers do not explain.
+        """
+        heaviest = sorted(set(ops), key=lambda op: (self(op), str(op)), reverse=True)[:NUM_AGAIN]
+        now_ms = sum(self._timed(op_graph(op, batch=self.batch)) for op in heaviest)
+        return now_ms / max(sum(self(op) for op in heaviest), 1e-9) if heaviest else 1.0
+
+    def _timed(self, graph: bytes) -> float:
+        session = open_session(graph, providers=[PROVIDER], threads=self.threads)
+        given = session.get_inputs()[0]
+        feed = {given.name: np.full(given.shape, 0.5, np.float32)}
+        return fastest_ms(lambda: session.run(None, feed))
+
+    def _append(self, key: str) -> None:
+        line = json.dumps({"op": key, "ms": self._ms[key]}) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(line)
+        except OSError as error:
+            logger.warning("timings are not kept: %s cannot be written (%s)", self.path, error.strerror)
+
+
+def fastest_ms(call: Callable[[], Any]) -> float:
+    """Milliseconds of the fastest of at least 7 calls, after two to warm up."""
+    for _ in range(WARMUP):
+        call()
+    times: list[float] = []
+    while len(times) < LEAST_CALLS or (sum(times) < LEAST_S and len(times) < MOST_CALLS):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return 1e3 * min(times)
+
+
+def _key(op: LayerOp, batch: int) -> str:
+    return json.dumps({**dataclasses.asdict(op), "batch": batch}, sort_keys=True)
+
+
+def _read(path: Path) -> dict[str, float]:
+    found: dict[str, float] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            found[entry["op"]] = float(entry["ms"])
+        except (ValueError, TypeError, KeyError):  # cut off by a kill: timed again
+            continue
+    return found

@@ -1,0 +1,75 @@
+"""How long a net takes by its widths: a table of layers timed one by one, read between grid widths.
+
+Exporting every candidate of a search takes minutes; timing a convolution takes milliseconds. Each layer of the net gets a
+surface over its widths, timed at a few widths on the grid as the search comes near them, and read linearly in between. What
+the whole net takes beyond the sum of its layers (activations, additions, pooling) is shared out by the number of values a
+layer makes; where the sum is the larger, because a layer alone has to bring its data in order, all layers are scaled.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from toolkit.pruning.costs import Costs, Shape
+from toolkit.pruning.groups import Group
+from toolkit.pruning.layers import LayerOp, layer_calls
+from toolkit.pruning.rules import prunes_whole_groups
+
+ANCHORS = (0.125, 0.25, 0.5, 0.75, 1.0)
+
+OpTimer = Callable[[LayerOp], float]
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Predicts milliseconds. `op_ms` times one layer; `scale` and `rest_ms`, a value made, fit the sum to the whole net."""
+
+    op_ms: OpTimer
+    grid: int
+    scale: float
+    rest_ms: float
+
+    @classmethod
+    def fit(cls, net: nn.Module, example_NCHW: Tensor, *, op_ms: OpTimer, whole_ms: float, grid: int) -> "LatencyModel":
+        """The model that gives `whole_ms` for `net` as it is; `grid` is the grid of channels."""
+        ops = [call.op for call in layer_calls(net, example_NCHW)]
+        layers_ms, num_values = sum(op_ms(op) for op in ops), sum(op.out_elements for op in ops)
+        scale = min(1.0, whole_ms / max(layers_ms, 1e-9))
+        return cls(op_ms, grid, scale, max(0.0, whole_ms - layers_ms) / max(num_values, 1))
+
+    def costs(self, net: nn.Module, groups: Sequence[Group], example_NCHW: Tensor) -> Costs:
+        """The predicted milliseconds of `net` for any choice of widths."""
+        ops: dict[str, list[LayerOp]] = {}
+        for call in layer_calls(net, example_NCHW):
+            ops.setdefault(call.tensor, []).append(call.op)
+        return Costs(net, groups, {name: functools.partial(self._layer_ms, tuple(calls)) for name, calls in ops.items()})
+
+    def _layer_ms(self, ops: Sequence[LayerOp], shape: Shape) -> float:
+        total = 0.0
+        for op in ops:
+            values = op.out_elements * shape[0] / op.out_channels
+            total += self.scale * self._surface(op, shape[0], shape[1]) + self.rest_ms * values
+        return total
+
+    def _surface(self, op: LayerOp, out_width: int, in_width: int) -> float:
+        """The milliseconds of `op` at any widths, bilinear between the four timed ones around."""
+        whole = op.groups > 1 and prunes_whole_groups(op.groups)
+        step = op.out_channels // op.groups if whole else op.groups
+        outs = _between(op.out_channels, math.lcm(self.grid, step), out_width)
+        ins = _between(op.in_channels // op.groups, self.grid, in_width)
+        corners = [(ow * iw, op.with_widths(o, i)) for o, ow in outs for i, iw in ins]
+        return sum(weight * self.op_ms(corner) for weight, corner in corners if weight > 0)
+
+
+def _between(full: int, grid: int, width: int) -> list[tuple[int, float]]:
+    """The timed widths next to `width` with their weights: multiples of `grid` near fixed shares of `full`, and `full`."""
+    anchors = sorted({min(full, max(grid, round(full * share / grid) * grid)) for share in ANCHORS[:-1]} | {full})
+    if width <= anchors[0]:
+        return [(anchors[0], 1.0)]
+    above = next(anchor for anchor in anchors if anchor >= width)
+    below = anchors[anchors.index(above) - 1]
+    share = (width - below) / (above - below)
+    return [(below, 1 - share), (above, share)]

@@ -1,0 +1,125 @@
+"""Targets that only a measurement can decide: a latency, and a loss of accuracy. Both prune copies, measure, and correct.
+
+A predicted latency is not a latency. The first candidate is pruned to the prediction, exported and timed; the next aims
+where the timings so far say that the target lies. Three are enough where the prediction is any good, and the nearest counts.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from toolkit.bundle import Plan
+from toolkit.errors import UsageError
+from toolkit.pruning.selection import NothingToPrune
+from toolkit.pruning.target import Budget
+
+MOST_EXPORTS = 3
+CLOSE = 0.05
+HALVINGS = 6
+SMALLEST_AIM = 0.02
+
+Prune = Callable[[nn.Module, Budget], Plan]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A candidate that was built: the share it aimed at and the share it has, of latency (predicted, then measured)."""
+
+    plan: Plan
+    aim: float
+    predicted: float
+    measured: float
+
+
+def search_latency(
+    net: nn.Module,
+    *,
+    share: float,
+    prune: Prune,
+    predict: Callable[[nn.Module], float],
+    measure: Callable[[nn.Module], float],
+) -> tuple[Plan, list[Finalist]]:
+    """The plan whose measured latency is nearest to `share` (0..1) of the latency of `net`, and all that were built for it.
+
+    `prune` prunes a copy of `net` in place; `predict` and `measure` return its share of the latency of `net`. Up to 5% above
+    or below counts as met. Raises what `prune` raises for the first aim.
+    """
+    tried: list[Finalist] = []
+    aim = share
+    while len(tried) < MOST_EXPORTS:
+        twin = copy.deepcopy(net)
+        try:
+            plan = prune(twin, Budget("latency", aim))
+        except UsageError:
+            if not tried:
+                raise
+            break
+        if any(plan == earlier.plan for earlier in tried):
+            break
+        found = Finalist(plan, aim, predict(twin), measure(twin))
+        tried.append(found)
+        logger.info(
+            "latency %.1f%% wanted: predicted %.1f%%, measured %.1f%%",
+            *(100 * s for s in (share, found.predicted, found.measured)),
+        )
+        if abs(found.measured / share - 1) <= CLOSE:
+            break
+        aim = _next_aim(tried, share)
+    kept = [one for one in tried if one.measured <= (1 + CLOSE) * share] or tried
+    return min(kept, key=lambda one: abs(math.log(one.measured / share))).plan, tried
+
+
+def _next_aim(tried: Sequence[Finalist], share: float) -> float:
+    """Where the line through the last two timings, or through the last and nothing, reaches `share`."""
+    last = tried[-1]
+    aim = last.aim * share / last.measured
+    if len(tried) > 1:
+        before = tried[-2]
+        rise = (last.measured - before.measured) / (last.aim - before.aim) if last.aim != before.aim else 0.0
+        if rise > 0.2:  # else the difference is noise
+            aim = last.aim + (share - last.measured) / rise
+    return min(max(aim, SMALLEST_AIM), 0.99)
+
+
+def search_accuracy(
+    net: nn.Module, *, drop: float, prune: Prune, score: Callable[[nn.Module], float], baseline: float
+) -> tuple[Plan, list[dict[str, float]]]:
+    """The plan that keeps the smallest share of the MACs at which `score` falls from `baseline` by at most `drop`.
+
+    `prune` prunes a copy of `net` in place; `score` re-estimates its BatchNorm and gives its accuracy (0..1), before any
+    recovery. The share is found by halving the interval six times, which takes for granted that less capacity is never
+    better. Raises `UsageError` when no share below the whole holds.
+    """
+    low, high, best = 0.0, 1.0, None
+    tried: list[dict[str, float]] = []
+    for _ in range(HALVINGS):
+        aim = (low + high) / 2
+        twin = copy.deepcopy(net)
+        try:
+            plan = prune(twin, Budget("macs", aim))
+        except NothingToPrune:
+            high = aim
+            continue
+        except UsageError:  # out of reach
+            low = aim
+            continue
+        fall = baseline - score(twin)
+        tried.append({"macs": aim, "drop": fall})
+        logger.info("%.1f%% of the MACs: accuracy falls by %.4f after BatchNorm re-estimation", 100 * aim, fall)
+        if fall <= drop:
+            high, best = aim, plan
+        else:
+            low = aim
+    if best is None:
+        smallest = min((one["drop"] for one in tried), default=math.inf)
+        raise UsageError(
+            f"target.accuracy_drop={drop:g} allows no pruning: the least that was pruned already costs {smallest:.3g} before "
+            "recovery. Allow more, or choose target.macs and let recovery win it back."
+        )
+    return best, tried
