@@ -1,0 +1,115 @@
+"""The pruning as one HTML file: what was won, where channels went, and what more or less of it would cost. No network."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from toolkit.bundle import Report
+from toolkit.bundle.atomic import write_atomic
+from toolkit.release import quantities
+from toolkit.release.page_figures import NEW, OLD, WORSE, blank_figure, data_uri
+
+MOMENTS = {
+    "baseline": "unpruned",
+    "after_surgery": "channels removed",
+    "after_batchnorm": "BatchNorm re-estimated",
+    "candidate": "recovered",
+}
+CHOSEN = "#c8500a"
+MAX_BARS = 60
+
+
+def write_pruning(report: Report, path: Path) -> None:
+    """Write the page of a report `pruning` to `path`."""
+    write_atomic(path, render_pruning(report).encode())
+
+
+def render_pruning(report: Report) -> str:
+    """The page of a report `pruning`."""
+    details = report.details
+    curve = list(details.get("curve", []))
+    context = {
+        "report": report,
+        "details": details,
+        "scores": _scores(report),
+        "moments": MOMENTS,
+        "limits": quantities.limited(report),
+        "channels": channels_figure(details["channels"]),
+        "sensitivity": sensitivity_figure(details["sensitivity"]) if details.get("sensitivity") else None,
+        "against_macs": curve_figure(curve, report, by="macs"),
+        "against_latency": curve_figure(curve, report, by="latency"),
+        "q": quantities,
+    }
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    templates = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return templates.get_template("pruning.html.j2").render(context)
+
+
+def _scores(report: Report) -> dict[str, dict[str, float | None]]:
+    """Validation scores by name and moment."""
+    found: dict[str, dict[str, float | None]] = {}
+    for measurement in report.measurements:
+        name, _, rest = measurement.name.partition(".")
+        moment = rest.removesuffix("[split=val]")
+        if moment in MOMENTS and rest.endswith("[split=val]"):
+            found.setdefault(name, {})[moment] = measurement.value
+    return found
+
+
+def channels_figure(channels: Mapping[str, Sequence[int]]) -> str:
+    """Output channels of each layer before (outline) and after (filled), in the order the layers stand in."""
+    layers = list(channels.items())
+    figure, (axes,) = blank_figure(8.6, 2.9)
+    at = np.arange(len(layers))
+    axes.bar(at, [before for _, (before, _) in layers], width=0.9, color="none", edgecolor=OLD, linewidth=0.7, label="before")
+    axes.bar(at, [after for _, (_, after) in layers], width=0.9, color=NEW, alpha=0.75, linewidth=0, label="after")
+    axes.set(ylabel="output channels", xlabel="layers, from the image to the logits")
+    if len(layers) <= MAX_BARS:
+        axes.set_xticks(at, [name for name, _ in layers], rotation=90, fontsize=6)
+        axes.set_xlabel("")
+    else:
+        axes.set_xticks([])
+    axes.legend(loc="upper left", frameon=False)
+    return data_uri(figure)
+
+
+def sensitivity_figure(groups: Sequence[Mapping[str, Any]]) -> str:
+    """The rise of the loss when half of a group goes, one bar a group."""
+    shown = list(groups)
+    figure, (axes,) = blank_figure(8.6, 2.9)
+    at = np.arange(len(shown))
+    axes.bar(at, [one["loss_rise"] for one in shown], width=0.85, color=WORSE, alpha=0.75, linewidth=0)
+    axes.axhline(0, color=OLD, linewidth=0.8)
+    names = [f"{one['group']} ({one['channels']})" for one in shown]
+    axes.set_xticks(at, names if len(shown) <= MAX_BARS else [""] * len(shown), rotation=90, fontsize=6)
+    axes.set(ylabel="rise of the loss, nats")
+    return data_uri(figure)
+
+
+def curve_figure(curve: Sequence[Mapping[str, float]], report: Report, *, by: str) -> str:
+    """Validation accuracy against the share of the MACs or of the latency kept, with the parent and the chosen point."""
+    quantity = {"macs": "macs.ratio", "latency": "latency_median.ratio"}[by]
+    figure, (axes,) = blank_figure(4.2, 3.2)
+    if curve:
+        ordered = sorted(curve, key=lambda point: point[by])
+        label = "at other budgets, before recovery"
+        axes.plot([p[by] for p in ordered], [p["accuracy"] for p in ordered], color=OLD, marker="o", markersize=4, label=label)
+    share = report.value(quantity)
+    points = (
+        (1.0, "baseline", "unpruned", "s", OLD),
+        (share, "after_batchnorm", "chosen, before recovery", "v", NEW),
+        (share, "candidate", "chosen, recovered", "D", CHOSEN),
+    )
+    for x, moment, label, marker, colour in points:
+        accuracy = report.value(f"accuracy.{moment}[split=val]")
+        axes.plot(x, accuracy, marker=marker, markersize=7, linestyle="", color=colour, label=label)
+    words = {"macs": "share of the multiply-accumulates", "latency": "share of the latency, measured in onnxruntime"}
+    axes.set(xlabel=words[by], ylabel="accuracy (validation)")
+    axes.set_xlim(left=0)
+    axes.legend(loc="lower right", frameon=False, fontsize=7)
+    return data_uri(figure)
