@@ -6,7 +6,7 @@ N images, C channels, H height, W width.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ from toolkit.pruning import apply_plan
 
 MIB = 2**20
 LATENCY_CALLS = 100
+FASTER = Limit("<=", 1.0, "a pruned model that is not faster has lost accuracy for nothing")
 
 
 @torch.no_grad()
@@ -59,18 +60,18 @@ def pruning_report(
     image_NCHW: np.ndarray,
     story: Mapping[str, Mapping[str, float]],
     details: Mapping[str, Any],
+    goal: tuple[str, float] = ("macs", 0.5),
+    found: Sequence[Measurement] = (),
 ) -> Report:
     """Cost and measured latency of both, the parent as baseline and the pruned bundle as candidate, and the story's scores.
 
     `image_NCHW` is one float32 image, pixels 0..255; `story` maps each moment (`baseline`, `after_surgery`, ...) to its
-    validation scores by name. A pruned model that is not faster fails the report.
+    validation scores by name; `found` was measured on the way to the `goal`. A pruned model that is not faster fails the
+    report, and so does one that lost more accuracy than was asked for; where the interval holds 1 it is undecided.
     """
     measured = cost_measurements(parent, child, {"baseline": image_NCHW, "candidate": image_NCHW}, rounds=LATENCY_CALLS)
-    faster = Limit("<=", 1.0, "a pruned model that is not faster has lost accuracy for nothing")
-    measured = [
-        replace(m, limit=faster, passed=faster.holds(m.value)) if m.name == "latency_median.ratio" and m.value else m
-        for m in measured
-    ]
+    measured = [_faster(m) if m.name == "latency_median.ratio" else m for m in measured]
+    measured += [*found, *_accuracy_kept(story, goal)]
     before, after = (bundle.file(WEIGHTS).stat().st_size / MIB for bundle in (parent, child))
     measured += [
         Measurement("weights_size.baseline", before, unit="MiB"),
@@ -83,6 +84,23 @@ def pruning_report(
             for name, value in values.items()
         ]
     return Report("pruning", (child.digest, parent.digest), verdict_of(measured), tuple(measured), dict(details), environment())
+
+
+def _faster(ratio: Measurement) -> Measurement:
+    """The ratio of latencies, held against 1 with its whole interval: a tie is no improvement."""
+    low, high = ratio.interval or (ratio.value, ratio.value)
+    if low is None or high is None:
+        return ratio
+    return replace(ratio, limit=FASTER, passed=True if high < 1 else False if low >= 1 else None)
+
+
+def _accuracy_kept(story: Mapping[str, Mapping[str, float]], goal: tuple[str, float]) -> list[Measurement]:
+    """Where a loss of accuracy was the goal: what is lost after recovery, on the validation split."""
+    if goal[0] != "accuracy_drop":
+        return []
+    limit = Limit("<=", goal[1], "the loss of accuracy that was allowed")
+    drop = story["baseline"]["accuracy"] - story["candidate"]["accuracy"]
+    return [Measurement.against("accuracy_goal.drop[split=val]", drop, limit)]
 
 
 def widths(before: nn.Module, after: nn.Module) -> dict[str, list[int]]:

@@ -7,18 +7,25 @@ published. A bundle whose report is missing was cut off in between; it is made a
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.bundle import Bundle, Plan, Preprocessing, Report, Store, environment, lineage, recipe_yaml
+from toolkit.bundle import Bundle, Preprocessing, Report, Store, environment, lineage, recipe_yaml
+from toolkit.bundle.atomic import write_atomic
 from toolkit.checks.pruning_report import pruning_report, require_restorable, unpublished, widths
+from toolkit.checks.pruning_study import study
+from toolkit.checks.pruning_target import Case, Reached, prune_to, with_grid
 from toolkit.data import Audit, AugmentSpec, ImageSet, Normalise, Pixels, audit, decoded_pixels, require_sound
 from toolkit.models import Deployed, require_single, restore
-from toolkit.pruning import Criterion, PruneOptions, Target, compose_plans, prune_net, reestimate_batchnorm
+from toolkit.pruning import Criterion, PruneOptions, Target, apply_plan, compose_plans, reestimate_batchnorm
 from toolkit.pruning.criteria.taylor import Taylor
+from toolkit.release.pruning_page import write_pruning
 from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit, full, settled
 from toolkit.training.metrics import scores
+
+PAGE, REACHED = "pruning.html", "pruned.json"
 
 log = logging.getLogger(__name__)
 
@@ -40,28 +47,26 @@ def prune(
     store: Store,
     data: ImageSet,
     run_dir: Path,
-    target: Target,
+    target: Target = Target(),  # noqa: B008 (frozen)
     criterion: Criterion = Taylor(),  # noqa: B008 (frozen)
-    options: PruneOptions = PruneOptions(),  # noqa: B008 (frozen)
+    options: PruneOptions = PruneOptions(round_to="auto"),  # noqa: B008 (frozen)
     recovery: Recovery = Recovery(),
     resume: Path | None = None,
 ) -> Bundle:
     """Remove whole channels from a bundle's model until it meets the target, and train it back.
 
     The channels of least importance by the criterion go, in widths on a grid; BatchNorm is re-estimated; recovery trains
-    the rest with the unpruned model as a teacher. The report `pruning` compares both: cost, measured latency, and validation
-    scores after each step. The same work is not done twice. `resume` names the directory of an interrupted recovery.
+    the rest with the unpruned model as a teacher. The report `pruning` compares both: cost, measured latency, and scores on
+    the validation split after each step; it does not pass unless the pruned model is measurably faster. A page of it is
+    written to `run_dir`. The same work is not done twice. `resume` names the directory of an interrupted recovery.
     """
     require_single(bundle, "pruned")
     recovery = _settled(recovery, bundle, data, resume)
-    recipe = {
-        "criterion": criterion,
-        "target": target,
-        "options": options,
-        "schedule": recovery.schedule,
-        "recovery": recovery.options,
-        "precision": str(recovery.trainer.autocast_dtype or "float32"),
-    }
+    preprocessing = bundle.manifest.preprocessing
+    parent, normalise = restore(bundle), Normalise(preprocessing)
+    example_NCHW = normalise(torch.full((1, preprocessing.num_channels, *preprocessing.size_px), 128, dtype=torch.uint8))
+    options = with_grid(options, parent, example_NCHW, target=target)
+    recipe = _recipe(criterion, target, options, recovery)
     made = lineage("prune", parents=(bundle.digest,), data_fingerprint=data.fingerprint(), recipe=recipe)
     found = store.find(
         stage=made.stage, parents=made.parents, recipe=recipe_yaml(recipe), data_fingerprint=made.data_fingerprint
@@ -70,27 +75,29 @@ def prune(
         log.info("Found bundle %s, made before from the same bundle, data and settings.", found.short)
         return found
     findings = _audited(data, bundle)
-    preprocessing = bundle.manifest.preprocessing
     train, val = _decoded(data, preprocessing, store)
-    parent, net, normalise = restore(bundle), restore(bundle), Normalise(preprocessing)
-    plan, story = _surgery(net, train=train, val=val, normalise=normalise, criterion=criterion, target=target, options=options)
-    teacher = Deployed(parent, preprocessing) if recovery.options.distillation is not None else None
-    result = _recover(net, train, val, preprocessing, recovery, teacher, Path(resume or run_dir), resume is not None)
+    net, folder = restore(bundle), Path(resume or run_dir)
+    case = _case(net, train=train, val=val, bundle=bundle, options=options)
+    origin = {"bundle": bundle.digest, "data": made.data_fingerprint}
+    details = study(case, criterion=criterion, target=target, options=options, folder=folder, origin=origin)
+    story = {"baseline": _scores(net, val, normalise)}
+    reached = _surgery(case, criterion=criterion, target=target, options=options, folder=folder, resume=resume is not None)
+    story |= _moments(case, val, normalise)
+    result = _recover(net, train, val, preprocessing, recovery, parent, folder, resume is not None)
     story["candidate"] = _scores(net, val, normalise)
-    manifest = replace(bundle.manifest, plan=compose_plans(bundle.manifest.plan, plan), lineage=made)
+    manifest = replace(bundle.manifest, plan=compose_plans(bundle.manifest.plan, reached.plan), lineage=made)
     require_restorable(manifest, net, normalise(val.images_NCHW[:16]))
-    details = {
-        "channels": widths(parent, net),
-        "recovery": [dict(record) for record in result.history],
-        "recovery_seconds": result.seconds,
-    }
     image_NCHW = val.images_NCHW[:1].numpy().astype("float32")
+    details |= {**reached.details, "channels": widths(parent, net), **_course(result)}
     with unpublished(manifest, net) as staged:
-        report = pruning_report(bundle, staged, image_NCHW=image_NCHW, story=story, details=details)
+        report = pruning_report(
+            bundle, staged, image_NCHW=image_NCHW, story=story, goal=target.goal, found=reached.measurements, details=details
+        )
     child = store.add(manifest, weights=net.state_dict())
-    store.add_report(Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment()))
-    store.add_report(report)
-    _tell(report)
+    for kept in (Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment()), report):
+        store.add_report(kept)
+    write_pruning(report, folder / PAGE)
+    _tell(report, folder / PAGE)
     return child
 
 
@@ -118,25 +125,61 @@ def _decoded(data: ImageSet, preprocessing: Preprocessing, store: Store) -> list
     return [decoded_pixels(data.split(split), preprocessing, cache=cache) for split in ("train", "val")]
 
 
-def _surgery(
-    net: nn.Module,
-    *,
-    train: Pixels,
-    val: Pixels,
-    normalise: Normalise,
-    criterion: Criterion,
-    target: Target,
-    options: PruneOptions,
-) -> tuple[Plan, dict[str, dict[str, float]]]:
-    """Prune `net` in place and re-estimate its BatchNorm; the plan, and the validation scores at each moment."""
-    story = {"baseline": _scores(net, val, normalise)}
+def _recipe(criterion: Criterion, target: Target, options: PruneOptions, recovery: Recovery) -> dict[str, Any]:
+    """What decides the pruned model, beside the bundle and the data."""
+    return {
+        "criterion": criterion,
+        "target": target,
+        "options": options,
+        "schedule": recovery.schedule,
+        "recovery": recovery.options,
+        "precision": str(recovery.trainer.autocast_dtype or "float32"),
+    }
+
+
+def _course(result: FitResult) -> dict[str, Any]:
+    return {"recovery": [dict(record) for record in result.history], "recovery_seconds": result.seconds}
+
+
+def _moments(case: Case, val: Pixels, normalise: Normalise) -> dict[str, dict[str, float]]:
+    """Scores straight after surgery and after BatchNorm is re-estimated, which is done here."""
+    after_surgery = _scores(case.net, val, normalise)
+    case.refresh(case.net)
+    return {"after_surgery": after_surgery, "after_batchnorm": _scores(case.net, val, normalise)}
+
+
+def _case(net: nn.Module, *, train: Pixels, val: Pixels, bundle: Bundle, options: PruneOptions) -> Case:
+    """The net with the images that rate, refresh and score it."""
+    preprocessing = bundle.manifest.preprocessing
+    normalise = Normalise(preprocessing)
     num = options.num_batches * options.batch_size
     batches = _batches(train, normalise, num=num, size=options.batch_size, seed=options.seed)
-    plan = prune_net(net, batches[0][0][:1], criterion=criterion, target=target, batches=batches, options=options)
-    story["after_surgery"] = _scores(net, val, normalise)
-    reestimate_batchnorm(net, (x for x, _ in _batches(train, normalise, num=options.bn_images, size=64, seed=options.seed)))
-    story["after_batchnorm"] = _scores(net, val, normalise)
-    return plan, story
+
+    def refresh(net: nn.Module) -> int:
+        drawn = _batches(train, normalise, num=options.bn_images, size=64, seed=options.seed)
+        return reestimate_batchnorm(net, (images_NCHW for images_NCHW, _ in drawn))
+
+    return Case(
+        net=net,
+        example_NCHW=batches[0][0][:1],
+        preprocessing=preprocessing,
+        labels=bundle.manifest.labels,
+        batches=batches,
+        score=lambda net: _scores(net, val, normalise)["accuracy"],
+        refresh=refresh,
+    )
+
+
+def _surgery(case: Case, *, criterion: Criterion, target: Target, options: PruneOptions, folder: Path, resume: bool) -> Reached:
+    """Prune the net of `case` in place; what an interrupted run had decided is carried out again, not decided anew."""
+    kept = folder / REACHED
+    if resume and kept.is_file():
+        reached = Reached.from_json(kept.read_bytes(), str(kept))
+        apply_plan(case.net, reached.plan)
+        return reached
+    reached = prune_to(case, criterion=criterion, target=target, options=options)
+    write_atomic(kept, reached.to_json())
+    return reached
 
 
 def _recover(
@@ -145,11 +188,11 @@ def _recover(
     val: Pixels,
     preprocessing: Preprocessing,
     recovery: Recovery,
-    teacher: nn.Module | None,
+    parent: nn.Module,
     run_dir: Path,
     resume: bool,
 ) -> FitResult:
-    """Train `net` back in place."""
+    """Train `net` back in place, taught by its parent where the options ask for it."""
     return fit(
         net,
         train=train,
@@ -160,7 +203,7 @@ def _recover(
         trainer=recovery.trainer,
         run_dir=run_dir,
         resume=resume,
-        teacher=teacher,
+        teacher=Deployed(parent, preprocessing) if recovery.options.distillation is not None else None,
     )
 
 
@@ -177,10 +220,12 @@ def _scores(net: nn.Module, val: Pixels, normalise: Normalise) -> dict[str, floa
     return scores(torch.cat([net(normalise(images)) for images in val.images_NCHW.split(64)]), val.targets_N)
 
 
-def _tell(report: Report) -> None:
+def _tell(report: Report, page: Path) -> None:
     macs, latency = report.value("macs.ratio"), report.value("latency_median.ratio")
-    log.info("Pruned to %.1f%% of the MACs; measured latency x%.2f.", 100 * macs, latency)
-    if latency >= 1:
+    log.info("Pruned to %.1f%% of the MACs; measured latency x%.2f. The page: %s", 100 * macs, latency, page)
+    if report.verdict != "pass":
+        missed = [m for m in report.measurements if m.limit is not None and m.passed is not True]
         log.warning(
-            "The pruned model is not faster than its parent in onnxruntime: try a larger round_to or a stronger target."
+            "This is no improvement yet: %s. Try a larger round_to, a stronger target or a longer recovery.",
+            "; ".join(f"{m.name} is {m.value:.3g}, which must be {m.limit} ({m.limit.reason})" for m in missed if m.limit),
         )

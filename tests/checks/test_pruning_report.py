@@ -1,0 +1,41 @@
+"""A pruned model is an improvement only where the clock says so."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.checks.planted import stored, trained
+from toolkit.bundle import Bundle, Report, Store
+from toolkit.checks.pruning_report import pruning_report
+from toolkit.release.pruning_page import render_pruning
+
+IMAGE = np.full((1, 3, 32, 32), 128, np.float32)
+MOMENTS = ("baseline", "after_surgery", "after_batchnorm", "candidate")
+STORY = {moment: {"accuracy": 0.9 - 0.01 * i, "loss": 0.1} for i, moment in enumerate(MOMENTS)}
+
+
+def bundle(store: Store, tmp_path: Path, *, width: int) -> Bundle:
+    return stored(store, trained(num_epochs=0, width=width), width=width, graph=tmp_path / f"{width}.onnx")
+
+
+def report(parent: Bundle, child: Bundle, *, goal: tuple[str, float] = ("macs", 0.5)) -> Report:
+    details = {"channels": {"conv": [64, 8]}, "round_to": 8}
+    return pruning_report(parent, child, image_NCHW=IMAGE, story=STORY, details=details, goal=goal)
+
+
+def test_the_verdict_follows_measured_latency(store: Store, tmp_path: Path) -> None:
+    narrow, wide = (bundle(store, tmp_path, width=width) for width in (8, 64))
+    better, worse = report(wide, narrow), report(narrow, wide)
+    assert (better.verdict, worse.verdict) == ("pass", "fail")
+    assert "✓" in render_pruning(better)
+    assert "✗" in render_pruning(worse)
+    assert report(wide, wide).verdict in ("undecided", "fail")  # a tie is no improvement
+
+
+@pytest.mark.parametrize(("allowed", "verdict"), [(0.05, "pass"), (0.02, "fail")])
+def test_the_accuracy_asked_for_is_held_after_recovery(store: Store, tmp_path: Path, allowed: float, verdict: str) -> None:
+    narrow, wide = (bundle(store, tmp_path, width=width) for width in (8, 64))
+    found = report(wide, narrow, goal=("accuracy_drop", allowed))
+    assert found.value("accuracy_goal.drop[split=val]") == pytest.approx(0.03)
+    assert found.verdict == verdict

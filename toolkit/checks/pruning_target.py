@@ -1,0 +1,162 @@
+"""Pruning to a target: MACs and parameters by arithmetic, latency and accuracy by measuring candidates.
+
+N images, C channels, H, W pixels.
+"""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from toolkit.backends.channel_grid import measured_grid
+from toolkit.backends.net_latency import NetClock
+from toolkit.backends.op_latency import OpTable
+from toolkit.bundle import Limit, Measurement, Plan, Preprocessing
+from toolkit.bundle.manifest import from_plain
+from toolkit.errors import InputRefused, UsageError
+from toolkit.pruning import Budget, Criterion, PruneOptions, Target, apply_plan, prune_net
+from toolkit.pruning.criteria import Batch
+from toolkit.pruning.latency import LatencyModel
+from toolkit.pruning.layers import layer_calls
+from toolkit.pruning.search import CLOSE, Finalist, search_accuracy, search_latency
+
+MET = Limit("<=", 1 + CLOSE, "the latency asked for, with 5% for the clock")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A net to be pruned and what it is measured with.
+
+    `score` gives the validation accuracy (0..1) of a net as it is, `refresh` re-estimates the BatchNorm of a net in place.
+    """
+
+    net: nn.Module
+    example_NCHW: Tensor
+    preprocessing: Preprocessing
+    labels: Sequence[str]
+    batches: Sequence[Batch]
+    score: Callable[[nn.Module], float]
+    refresh: Callable[[nn.Module], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """The plan that was carried out, what was measured to find it, and the notes on how."""
+
+    plan: Plan
+    measurements: tuple[Measurement, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """Everything, as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, origin: str) -> "Reached":
+        """What `to_json` wrote; `origin` names it in errors. Raises `InputRefused` when it is not that."""
+        try:
+            return from_plain(cls, json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise InputRefused(f"{origin} is not what an interrupted pruning leaves: {error}. Prune anew.") from error
+
+
+def with_grid(options: PruneOptions, net: nn.Module, example_NCHW: Tensor, *, target: Target) -> PruneOptions:
+    """`options` with the grid of channels as a number: measured on this machine where it is `auto`."""
+    if options.round_to != "auto":
+        return options
+    table = OpTable(batch=target.batch, threads=target.threads)
+    return replace(options, round_to=measured_grid(net, example_NCHW, op_ms=table)[0])
+
+
+def prune_to(case: Case, *, criterion: Criterion, target: Target, options: PruneOptions) -> Reached:
+    """Prune the net of `case` in place to `target`.
+
+    Raises what `prune_net` raises, and `UsageError` for a goal out of reach.
+    """
+    goal, value = target.goal
+
+    def prune(net: nn.Module, budget: Budget, **costs: Any) -> Plan:
+        return prune_net(
+            net, case.example_NCHW, criterion=criterion, budget=budget, batches=case.batches, options=options, **costs
+        )
+
+    if goal == "accuracy_drop":
+        reached = _to_accuracy(case, value, prune)
+    elif goal in ("latency", "latency_ms"):
+        reached = _to_latency(case, target, options.grid, prune)
+    else:
+        return Reached(prune(case.net, Budget(goal, value)), details={"round_to": options.grid})
+    apply_plan(case.net, reached.plan)
+    return replace(reached, details={"round_to": options.grid, **reached.details})
+
+
+def _to_accuracy(case: Case, drop: float, prune: Callable[..., Plan]) -> Reached:
+    def score(net: nn.Module) -> float:
+        case.refresh(net)
+        return case.score(net)
+
+    plan, tried = search_accuracy(case.net, drop=drop, prune=prune, score=score, baseline=case.score(case.net))
+    note = (
+        "accuracy on the validation split after BatchNorm re-estimation and before recovery; the split chose the plan, so its "
+        "own figure is a little kind"
+    )
+    return Reached(plan, details={"search": {"goal": "accuracy_drop", "allowed": drop, "tried": tried, "note": note}})
+
+
+def _to_latency(case: Case, target: Target, grid: int, prune: Callable[..., Plan]) -> Reached:
+    goal, value = target.goal
+    clock = NetClock(copy.deepcopy(case.net), case.preprocessing, case.labels, target.batch, target.threads)
+    share = value if goal == "latency" else value / clock.parent_ms
+    if share >= 1:
+        raise UsageError(
+            f"target.latency_ms={value:g} needs no pruning: the model takes {clock.parent_ms:.3g} ms here for a batch of "
+            f"{target.batch} on {target.threads} thread(s). Ask for less, or for a share (target.latency=0.6)."
+        )
+    table = OpTable(batch=target.batch, threads=target.threads)
+    ops = [call.op for call in layer_calls(case.net, case.example_NCHW)]
+    whole_ms = clock.parent_fastest_ms / table.slowdown(ops)
+    model = LatencyModel.fit(case.net, case.example_NCHW, op_ms=table, whole_ms=whole_ms, grid=grid)
+    whole = model.costs(case.net, [], case.example_NCHW).total
+
+    def measure(net: nn.Module) -> float:
+        net_ms, parent_ms = clock.times_ms(net)
+        return net_ms / parent_ms
+
+    plan, tried = search_latency(
+        case.net,
+        share=share,
+        prune=lambda net, budget: prune(net, budget, costs=model.costs),
+        predict=lambda net: model.costs(net, [], case.example_NCHW).total / whole,
+        measure=measure,
+    )
+    chosen = next(one for one in tried if one.plan == plan)
+    return Reached(plan, _latency_measurements(chosen, share, clock.parent_ms), _latency_details(tried, target, table))
+
+
+def _latency_measurements(chosen: Finalist, share: float, parent_ms: float) -> tuple[Measurement, ...]:
+    return (
+        Measurement("latency_goal.wanted", share * parent_ms, unit="ms"),
+        Measurement("latency_goal.predicted", chosen.predicted * parent_ms, unit="ms"),
+        Measurement("latency_goal.measured", chosen.measured * parent_ms, unit="ms"),
+        Measurement.against("latency_goal.measured_to_wanted", chosen.measured / share, MET),
+    )
+
+
+def _latency_details(tried: Sequence[Finalist], target: Target, table: OpTable) -> dict[str, Any]:
+    goal, value = target.goal
+    finalists = [{"aim": one.aim, "predicted": one.predicted, "measured": one.measured} for one in tried]
+    return {
+        "search": {
+            "goal": goal,
+            "wanted": value,
+            "batch": target.batch,
+            "threads": target.threads,
+            "layers_timed": table.num_timed,
+            "tried": finalists,
+            "note": "shares of the unpruned model's latency in onnxruntime, the two timed in turns",
+        }
+    }
