@@ -43,6 +43,7 @@ FAMILIES = {
 }
 MACS = {"swin_t": 0.75, "swin_v2_t": 0.76}  # attention reads its widths from its input there: only the MLPs can be pruned
 CLASSES = 10
+HEADS = ("fc. ", "classifier. ", "head. ")
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
 
 
@@ -60,6 +61,7 @@ def measure(name: str, px: int) -> dict[str, Any]:
 
     started, notes = time.perf_counter(), _Notes()
     logging.getLogger("toolkit.pruning").addHandler(notes)
+    logging.getLogger("toolkit.pruning").setLevel(logging.INFO)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     kwargs: dict[str, Any] = {"num_classes": CLASSES}
@@ -119,7 +121,7 @@ class _Notes(logging.Handler):
     """Keeps what pruning says of layers it leaves alone."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -145,7 +147,7 @@ def _settle(net: Any, px: int) -> None:
 
 
 def _one_step(net: Any, px: int) -> bool:
-    """One optimiser step on noise; whether the loss was finite and every parameter that learns has moved or has no part."""
+    """One optimiser step on noise; whether the loss and every weight afterwards were finite numbers."""
     import torch
     from torch.nn import functional as F
 
@@ -194,6 +196,7 @@ def _yes(value: bool) -> str:
 def _left(texts: list[str]) -> str:
     """The layers that stay as they are, from pruning's own words, shortened for a cell."""
     kept = [text.split(": ", 1)[1] for text in dict.fromkeys(texts) if text.startswith("These layers")]
+    kept = [text for text in kept if not text.startswith(HEADS)]  # a head alone is no news
     return "; ".join(text.replace("|", "/") for text in kept) or ""
 
 

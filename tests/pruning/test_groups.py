@@ -312,6 +312,16 @@ def test_what_the_code_or_a_shared_weight_forbids_stays_and_is_named(
     assert net(example_NCHW).shape == (1, 5)
 
 
+def test_layers_that_keep_their_channels_are_named_with_what_stopped_them(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    with caplog.at_level(logging.INFO, logger="toolkit.pruning"):
+        groups = find_groups(swin().eval(), torch.randn(1, 3, 64, 64))
+    told = next(record.getMessage() for record in caplog.records if "keep all their channels" in record.getMessage())
+    assert "features.1.0.attn.qkv" in told
+    assert "_softmax" in told or "bmm" in told
+    assert not any(group.name in told for group in groups)
+
+
 def test_branches_for_training_fit_the_pruned_net() -> None:
     torch.manual_seed(0)
     net = torchvision.models.GoogLeNet(num_classes=4, init_weights=False, aux_logits=True)

@@ -73,6 +73,7 @@ class _Shadow(TorchDispatchMode):
         rule = rule_for(func)
         made = rule(self.labels, func, args, kwargs, out) if rule is not None else None
         if made is None:
+            self.labels.stopped_at.add(func._overloadpacket.__name__)
             for tensor in tree_leaves((args, kwargs)):
                 if isinstance(tensor, Tensor):
                     self.labels.freeze_use(tensor)

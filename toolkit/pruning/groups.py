@@ -65,7 +65,23 @@ def find_groups(net: nn.Module, example_NCHW: Tensor, *, protect: Sequence[str] 
     """
     labels = couple(net, example_NCHW)
     _protect(net, labels, protect)
-    return _groups(net, labels)
+    groups = _groups(net, labels)
+    _tell_whole(net, groups, labels)
+    return groups
+
+
+def _tell_whole(net: nn.Module, groups: Sequence[Group], labels: Labels) -> None:
+    """Name the layers whose output channels are in no group, with what can be said of why."""
+    cut = {member.tensor for group in groups for member in group.members if not member.consumes}
+    whole = [name.removesuffix(".weight") for name, p in net.named_parameters() if p.ndim > 1 and name not in cut]
+    if whole:
+        logger.info(
+            "These layers keep all their channels: %s%s. They are part of the output, protected or tied, or their channels "
+            "go where no rule follows them (%s).",
+            ", ".join(whole[:6]),
+            f" and {len(whole) - 6} more" if len(whole) > 6 else "",
+            ", ".join(sorted(labels.stopped_at)) or "nowhere",
+        )
 
 
 def _protect(net: nn.Module, labels: Labels, protect: Sequence[str]) -> None:

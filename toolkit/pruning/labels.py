@@ -15,7 +15,10 @@ from toolkit.pruning.surgery import tensor_owners
 
 
 class Labels:
-    """The numbers of a net's weight indices, the labels of its activations, and in `edges` which numbers belong together."""
+    """The numbers of a net's weight indices, the labels of its activations, and in `edges` which numbers belong together.
+
+    `stopped_at` names the operators that had no rule for what went through them.
+    """
 
     def __init__(self, net: nn.Module) -> None:
         self.offsets: dict[tuple[str, int], int] = {}
@@ -23,6 +26,7 @@ class Labels:
         self.consumers: set[tuple[str, int]] = set()
         self.touched: set[str] = set()
         self.edges: list[np.ndarray] = []
+        self.stopped_at: set[str] = set()
         self.of_activation: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.transposed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.num_labels = 1
