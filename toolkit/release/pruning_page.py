@@ -111,5 +111,6 @@ def curve_figure(curve: Sequence[Mapping[str, float]], report: Report, *, by: st
     words = {"macs": "share of the multiply-accumulates", "latency": "share of the latency, measured in onnxruntime"}
     axes.set(xlabel=words[by], ylabel="accuracy (validation)")
     axes.set_xlim(left=0)
-    axes.legend(loc="lower right", frameon=False, fontsize=7)
+    axes.margins(y=0.15)
+    axes.legend(loc="best", frameon=False, fontsize=7)
     return data_uri(figure)
