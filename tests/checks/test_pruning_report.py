@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.checks.planted import stored, trained
-from toolkit.bundle import Bundle, Report, Store
+from toolkit.bundle import Bundle, Measurement, Report, Store
 from toolkit.checks.pruning_report import pruning_report
 from toolkit.release.pruning_page import render_pruning
 
@@ -30,7 +30,19 @@ def test_the_verdict_follows_measured_latency(store: Store, tmp_path: Path) -> N
     assert (better.verdict, worse.verdict) == ("pass", "fail")
     assert "✓" in render_pruning(better)
     assert "✗" in render_pruning(worse)
-    assert report(wide, wide).verdict in ("undecided", "fail")  # a tie is no improvement
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [((0.6, 0.9), "pass"), ((0.9, 1.1), "undecided"), ((0.96, 0.995), "undecided"), ((1.0, 1.2), "fail")],
+)
+def test_a_tie_or_a_gain_nobody_notices_is_no_improvement(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: tuple[float, float], verdict: str
+) -> None:
+    ratio = Measurement("latency_median.ratio", sum(interval) / 2, interval=interval)
+    monkeypatch.setattr("toolkit.checks.pruning_report.cost_measurements", lambda *args, **kwargs: [ratio])
+    net = bundle(store, tmp_path, width=8)
+    assert report(net, net).verdict == verdict
 
 
 @pytest.mark.parametrize(("allowed", "verdict"), [(0.05, "pass"), (0.02, "fail")])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.bundle import WEIGHTS, Bundle, Limit, Manifest, Measurement, Report, Store, environment, verdict_of
+from toolkit.checks.latency import NOTICEABLE
 from toolkit.checks.regression_cost import cost_measurements
 from toolkit.errors import CheckFailed
 from toolkit.models import build
@@ -87,11 +88,11 @@ def pruning_report(
 
 
 def _faster(ratio: Measurement) -> Measurement:
-    """The ratio of latencies, held against 1 with its whole interval: a tie is no improvement."""
+    """The ratio of latencies, held against 1 with its whole interval; a tie, or a gain nobody notices, is undecided."""
     low, high = ratio.interval or (ratio.value, ratio.value)
     if low is None or high is None:
         return ratio
-    return replace(ratio, limit=FASTER, passed=True if high < 1 else False if low >= 1 else None)
+    return replace(ratio, limit=FASTER, passed=True if high < 1 - NOTICEABLE else False if low >= 1 else None)
 
 
 def _accuracy_kept(story: Mapping[str, Mapping[str, float]], goal: tuple[str, float]) -> list[Measurement]:
