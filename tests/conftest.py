@@ -1,13 +1,14 @@
 """Fixtures every test may use."""
 
 import os
-import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("TOOLKIT_MACHINE_CACHE", os.path.join(tempfile.gettempdir(), f"toolkit-tests-{os.getuid()}"))
 
+import contextlib
+import importlib
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def _same_environment() -> Iterator[None]:
     for name in set(os.environ) - set(before):
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _absl_writes_to_the_terminal() -> None:
+    """TensorBoard's logging package closes the stream it found at import when logging is configured anew: pytest's own."""
+    with contextlib.suppress(ImportError):
+        absl_logging = importlib.import_module("absl.logging")
+        absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ AUTO = TrainerSpec(accelerator="cpu", channels_last="auto")
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(layout.VARIABLE, str(tmp_path / "machine"))
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "machine"))
 
 
 def chosen(toy: Any, run_dir: Path, *, net: nn.Module | None = None, spec: TrainerSpec = AUTO, resume: bool = False) -> Any:

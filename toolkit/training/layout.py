@@ -9,7 +9,6 @@ import copy
 import hashlib
 import json
 import logging
-import os
 import platform
 import time
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toolkit.backends.op_latency import cache_directory
 from toolkit.bundle import Preprocessing, environment
 from toolkit.bundle.atomic import write_atomic
 from toolkit.errors import EnvironmentProblem
@@ -26,7 +26,6 @@ from toolkit.training import processes
 from toolkit.training.trainer import TrainerSpec
 
 LAYOUT = "layout.json"
-VARIABLE = "TOOLKIT_MACHINE_CACHE"
 LEAST_GAIN = 1.03  # below this a difference is noise, and the plain layout has fewer surprises
 ROUNDS, SECONDS, BATCH = 5, 3.0, 16
 
@@ -76,15 +75,9 @@ def step_seconds(net: nn.Module, trainer: TrainerSpec, shape: tuple[int, ...]) -
     return found
 
 
-def machine_cache() -> Path:
-    """Where what was measured about this machine is kept: TOOLKIT_MACHINE_CACHE, by default below the user's cache."""
-    given = os.environ.get(VARIABLE)
-    return Path(given) if given else Path.home() / ".cache" / "model-upgrade-toolkit"
-
-
 def _remembered(trainer: TrainerSpec, net: nn.Module, preprocessing: Preprocessing, batch_size: int) -> bool:
     shape = (batch_size, preprocessing.num_channels, *preprocessing.size_px)
-    path = machine_cache() / "layouts" / f"{_key(trainer, net, shape)}.json"
+    path = cache_directory() / "layouts" / f"{_key(trainer, net, shape)}.json"
     try:
         return bool(json.loads(path.read_bytes())["channels_last"])
     except (OSError, ValueError, KeyError, TypeError):
