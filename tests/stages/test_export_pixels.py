@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
 import toolkit.checks.pixel_export
 from tests.checks.planted import images, stored, trained
-from toolkit.backends import open_runner
+from toolkit.backends import open_runner, write_onnx
 from toolkit.backends.pixel_front import prepend_preprocessing
 from toolkit.bundle import Bundle, Preprocessing, Store
+from toolkit.checks.preprocessing_parity import preprocessing_parity
 from toolkit.checks.regression_limits import GateLimits, Rule
+from toolkit.cli import main
 from toolkit.data import ImageSet, Sample, decoded, load_pixels, render
 from toolkit.errors import CheckFailed, InputRefused, UsageError
 from toolkit.stages.evaluate import evaluate
@@ -132,3 +135,56 @@ def test_deep_files_and_unknown_contracts_are_refused(parent: Bundle, store: Sto
         decoded(tmp_path / "deep.png", parent.manifest.preprocessing)
     with pytest.raises(UsageError, match="pixels"):
         export(parent, store=store, data=files, contract="pixel")  # type: ignore[arg-type]
+
+
+def test_the_command_line_exports_a_folder_of_files_in_every_precision(
+    parent: Bundle, store: Store, files: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sample in files.samples:
+        folder = tmp_path / "photos" / files.labels[sample.target]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / sample.key).write_bytes(Path(sample.source).read_bytes())  # type: ignore[arg-type]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as done:
+        main(
+            [
+                *("export", f"bundle={parent.digest}", f"store={store.root}", "data=folder", "data.root=photos"),
+                *("contract=pixels", "precisions=[fp32,fp16]", "variants.max_test_images=40"),
+            ]
+        )
+    assert done.value.code == 0
+    made = next(bundle for bundle in store.bundles() if bundle.digest != parent.digest)
+    image_HWC = decoded(files.samples[2].source, made.manifest.preprocessing)
+    answers = {}
+    for name in [name for name in made.manifest.files if name.endswith(".onnx")]:
+        answers[name] = onnxruntime.InferenceSession(made.file(name)).run(None, {"images": image_HWC[None]})[0]
+    assert "model.onnx" in answers
+    for answer_NK in answers.values():
+        np.testing.assert_allclose(answer_NK, answers["model.onnx"], atol=0.05 * np.abs(answers["model.onnx"]).max())
+
+
+def test_a_changed_answer_counts_unless_it_was_a_tie(parent: Bundle, files: ImageSet, tmp_path: Path) -> None:
+    spec = parent.manifest.preprocessing
+    shown = [decoded(sample.source, spec) for sample in files.samples[:20]]
+
+    class Bright(torch.nn.Module):
+        """Two logits that part at a mean brightness of `threshold`."""
+
+        def __init__(self, threshold: float) -> None:
+            super().__init__()
+            self.threshold = torch.nn.Parameter(torch.tensor(threshold))
+
+        def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+            mean_N = images_NCHW.mean((1, 2, 3)) - self.threshold
+            return torch.stack([mean_N, -mean_N], 1)
+
+    means = sorted(render(image, spec).mean() for image in shown)
+    threshold = float(means[10]) + 1e-7  # on the edge for one image
+    path = tmp_path / "model.onnx"
+    write_onnx(Bright(threshold), path, preprocessing=spec, labels=("a", "b"), fast=False)
+    prepend_preprocessing(path, spec)
+    report = preprocessing_parity(path, Bright(threshold), shown, preprocessing=spec, subject="0" * 64)
+    assert report.value("decisions_changed") == 0
+    other = preprocessing_parity(path, Bright(threshold + 30), shown, preprocessing=spec, subject="0" * 64)
+    assert other.verdict == "fail"
+    assert (other.value("decisions_changed") or 0) > 0

@@ -16,13 +16,16 @@ from toolkit.bundle import Contract, TensorSpec
 from toolkit.errors import InputRefused
 
 
-def require_contract(path: Path, contract: Contract, labels: Sequence[str]) -> None:
-    """Raise `InputRefused`, naming every difference, unless the graph at `path` is what `contract` and `labels` say."""
+def require_contract(path: Path, contract: Contract, labels: Sequence[str], *, noted: bool = True) -> None:
+    """Raise `InputRefused`, naming every difference, unless the graph at `path` is what `contract` and `labels` say.
+
+    `noted`: its properties must hold the labels; else they need only not contradict.
+    """
     model = read_graph(path)
     problems = [
         *_tensor_problems("input", model.graph.input, contract.inputs),
         *_tensor_problems("output", model.graph.output, contract.outputs),
-        *_label_problems(model, labels),
+        *_label_problems(model, labels, noted),
     ]
     if problems:
         raise InputRefused(f"the graph {path.name} does not keep its bundle's contract: {'; '.join(problems)}.")
@@ -43,7 +46,7 @@ def _tensor_problems(kind: str, held: Sequence[onnx.ValueInfoProto], promised: S
             yield f"{kind} '{spec.name}' has the dimensions {dims}, promised are {list(spec.dims)}"
 
 
-def _label_problems(model: onnx.ModelProto, labels: Sequence[str]) -> Iterator[str]:
+def _label_problems(model: onnx.ModelProto, labels: Sequence[str], required: bool) -> Iterator[str]:
     noted = {entry.key: entry.value for entry in model.metadata_props}.get("labels")
-    if noted is None or json.loads(noted) != list(labels):
+    if (noted is None and required) or (noted is not None and json.loads(noted) != list(labels)):
         yield f"its labels are {noted or 'not noted'}, promised are {json.dumps(list(labels), ensure_ascii=False)[:200]}"

@@ -5,7 +5,7 @@ Legend: N images, C channels, H height, W width, K labels.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from toolkit.backends import EagerRunner
-from toolkit.backends.pixel_front import front_part, prepend_preprocessing
+from toolkit.backends.pixel_front import front_part, model_part, prepend_preprocessing
 from toolkit.backends.run_onnx import open_session
 from toolkit.bundle import Preprocessing, Report
 from toolkit.checks.preprocessing_parity import PixelLimits, preprocessing_parity
 from toolkit.data import ImageSet, decoded
-from toolkit.errors import ToolkitError, UsageError
+from toolkit.errors import InputRefused, ToolkitError, UsageError
 
 MAX_IMAGES = 60
 
@@ -61,13 +61,26 @@ def put_in_front(
     paths = list(paths)
     for path in paths:
         prepend_preprocessing(path, preprocessing)
-    images = _whole_images(data, preprocessing)
+    images, num_unreadable = _whole_images(data, preprocessing)
+    for path in paths[1:]:
+        _require_same_model(path, images[0])
     report = preprocessing_parity(paths[0], reference, images, preprocessing=preprocessing, subject=subject, limits=limits)
+    report = replace(report, details={**report.details, "num_unreadable": num_unreadable})
     return Fronted(paths[0], reference, images, report)
 
 
-def _whole_images(data: ImageSet, preprocessing: Preprocessing) -> list[np.ndarray]:
-    """Up to 60 decoded images in their own sizes, evenly spaced over the test (or validation) split."""
+def _require_same_model(path: Path, image_HWC: np.ndarray) -> None:
+    """Raise `InputRefused` unless the whole graph answers as the model behind does on the pixels of the front."""
+    whole, front, behind = (open_session(graph, threads=1) for graph in (path, front_part(path), model_part(path)))
+    name, images_NHWC = whole.get_inputs()[0].name, image_HWC[None]
+    answers_NK = whole.run(None, {name: images_NHWC})[0]
+    expected_NK = behind.run(None, {name: front.run(None, {name: images_NHWC})[0]})[0]
+    if answers_NK.shape != expected_NK.shape or np.abs(answers_NK - expected_NK).max() > 1e-2 * np.abs(expected_NK).max():
+        raise InputRefused(f"{path.name} with its preprocessing inside does not answer as without: export contract=tensor.")
+
+
+def _whole_images(data: ImageSet, preprocessing: Preprocessing) -> tuple[list[np.ndarray], int]:
+    """Up to 60 decoded images in their own sizes, evenly spaced over the test (or validation) split; how many are damaged."""
     split = data.split("test") if len(data.split("test")) else data.split("val")
     chosen = np.unique(np.linspace(0, len(split) - 1, min(len(split), MAX_IMAGES)).round().astype(int))
     found = []
@@ -78,4 +91,4 @@ def _whole_images(data: ImageSet, preprocessing: Preprocessing) -> list[np.ndarr
             continue
     if not found:
         raise UsageError(f"data '{data.name}' has no readable image to check the preprocessing on.")
-    return found
+    return found, len(chosen) - len(found)

@@ -63,6 +63,7 @@ TITLES = {
     "pixel_difference.mean": "Pixels apart, mean of the worst image",
     "pixel_difference.max": "Pixels apart, most",
     "pixel_difference.share_over_one": "Pixels more than one level apart",
+    "front_time": "Preprocessing in the graph, an image",
     "logit_difference.max": "Logits apart, most",
     "logit_difference.mean": "Logits apart, mean",
     "batches_refused": "Batch sizes refused",

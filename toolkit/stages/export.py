@@ -67,7 +67,7 @@ def export(
     recipe |= {"contract": contract} if contract != "tensor" else {}
     recipe |= {"precisions": ["fp32", *lower], "variants": variants} if lower else {}
     made = lineage("export", parents=(bundle.digest,), data_fingerprint=data.fingerprint(), recipe=recipe)
-    found = _exported_before(store, made, lower)
+    found = _exported_before(store, made, [*lower, contract])
     if found is not None:
         return found
     manifest = bundle.manifest
@@ -129,7 +129,7 @@ def _fronted(
     )
 
 
-def _exported_before(store: Store, made: Lineage, lower: list[str]) -> Bundle | None:
+def _exported_before(store: Store, made: Lineage, asked: list[str]) -> Bundle | None:
     """The bundle that an equal export made, if its reports are there too."""
     found = store.find(
         stage=made.stage,
@@ -138,7 +138,8 @@ def _exported_before(store: Store, made: Lineage, lower: list[str]) -> Bundle | 
         data_fingerprint=made.data_fingerprint,
         packages=DECIDING,
     )
-    wanted = {"parity", *(f"parity.{precision}" for precision in lower)}
+    wanted = {"parity", *(f"parity.{name}" for name in asked if name not in CONTRACTS)}
+    wanted |= {"preprocessing"} if "pixels" in asked else set()
     if found is None or not wanted <= set(store.reports(found.digest)):
         return None
     log.info("Found bundle %s, exported before from the same bundle with the same settings.", found.short)
