@@ -67,7 +67,7 @@ def thinned(images: ImageSet, step: int) -> ImageSet:
 
 TASKS: dict[str, Callable[[], Task]] = {
     "digits": lambda: Task(thinned(digits(), 8), thinned(digits(), 16), (8, 16), 32, 40, 1e-2),
-    "elpv": lambda: Task(elpv(), elpv().where("mono"), (16, 32), 64, 15, 1e-2),
+    "elpv": lambda: Task(elpv(), elpv().where(("mono",)), (16, 32), 64, 15, 1e-2),
 }
 
 
