@@ -49,15 +49,12 @@ BEGIN, END = "<!-- families -->", "<!-- /families -->"
 
 def measure(name: str, px: int) -> dict[str, Any]:
     """Everything the table says of one network; run in a fresh process."""
-    import numpy as np
     import torch
     import torchvision
 
-    from toolkit.backends import EagerRunner, OnnxRunner, measure_latency, write_onnx
-    from toolkit.bundle import Architecture, Manifest, Preprocessing, Store, environment, lineage
-    from toolkit.models import Deployed, build, pixel_contract, restore
+    from toolkit.bundle import Architecture, environment
+    from toolkit.models import build
     from toolkit.pruning import CRITERIA, Budget, PruneOptions, count_macs, count_parameters, prune_net
-    from toolkit.pruning.cost import evaluating
 
     started, notes = time.perf_counter(), _Notes()
     logging.getLogger("toolkit.pruning").addHandler(notes)
@@ -78,6 +75,34 @@ def measure(name: str, px: int) -> dict[str, Any]:
     macs = count_macs(net, image_NCHW) / count_macs(parent, image_NCHW)
     parameters = count_parameters(net) / count_parameters(parent)
     learned = _one_step(net, px)
+    proof = _proof(architecture, plan, parent, net, image_NCHW)
+    return {
+        "name": name,
+        "torchvision": torchvision.__version__,
+        "px": px,
+        "macs": macs,
+        "parameters": parameters,
+        "learned": learned,
+        **proof,
+        "prune_s": pruned_s,
+        "seconds": time.perf_counter() - started,
+        "cpu_s": time.process_time(),
+        "unpruned": notes.texts,
+        "environment": environment(),
+    }
+
+
+def _proof(architecture: Any, plan: Any, parent: Any, net: Any, image_NCHW: Any) -> dict[str, Any]:
+    """Whether the pruned net comes back from its bundle and through ONNX, and how fast it is beside its parent."""
+    import numpy as np
+    import torch
+
+    from toolkit.backends import EagerRunner, OnnxRunner, measure_latency, write_onnx
+    from toolkit.bundle import Manifest, Preprocessing, Store, lineage
+    from toolkit.models import Deployed, pixel_contract, restore
+    from toolkit.pruning.cost import evaluating
+
+    px = image_NCHW.shape[-1]
     preprocessing, labels = Preprocessing(size_px=(px, px)), tuple(str(k) for k in range(CLASSES))
     contract = pixel_contract(preprocessing, CLASSES)
     manifest = Manifest(architecture, labels, preprocessing, contract, lineage("prune"), plan=plan)
@@ -97,23 +122,12 @@ def measure(name: str, px: int) -> dict[str, Any]:
         timed = measure_latency(graphs, pixels_NCHW[:1], rounds=40, most_blocks=3)
     fast = {side: float(np.quantile(times_ms, 0.25)) for side, times_ms in timed.items()}
     return {
-        "name": name,
-        "torchvision": torchvision.__version__,
-        "px": px,
-        "macs": macs,
-        "parameters": parameters,
-        "learned": learned,
         "reloaded": reloaded,
         "onnx_error": float(error),
         "parent_ms": fast["parent"],
         "child_ms": fast["child"],
         "speedup": fast["parent"] / fast["child"],
         "contended": timed.contended,
-        "prune_s": pruned_s,
-        "seconds": time.perf_counter() - started,
-        "cpu_s": time.process_time(),
-        "unpruned": notes.texts,
-        "environment": environment(),
     }
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from onnx import TensorProto, helper
 from PIL import Image, ImageFilter
 
 from toolkit.backends.graph_contract import require_contract
-from toolkit.backends.pixel_front import front_part, model_behind, model_part, prepend_preprocessing
+from toolkit.backends.graph_files import read_graph
+from toolkit.backends.pixel_front import front_part, has_front, model_part, prepend_preprocessing
 from toolkit.backends.run_onnx import open_session
 from toolkit.bundle import Preprocessing
+from toolkit.checks.preprocessing_parity import PixelLimits
 from toolkit.data import render
 from toolkit.errors import InputRefused
 from toolkit.models import pixel_contract, uint8_contract
@@ -69,6 +72,22 @@ def test_the_graph_resizes_and_crops_as_training_does(tmp_path: Path, interpolat
             assert (inside == inside.round()).all()
 
 
+@pytest.mark.parametrize(("shrunk", "wrong"), [("bilinear", "bicubic"), ("bicubic", "lanczos"), ("lanczos", "bicubic")])
+def test_the_default_limit_lies_between_rounding_and_the_nearest_other_filter(tmp_path: Path, shrunk: str, wrong: str) -> None:
+    spec = Preprocessing((112, 112), interpolation=shrunk)  # pyright: ignore[reportArgumentType]
+    other = replace(spec, interpolation=wrong)  # pyright: ignore[reportArgumentType]
+    images = [picture(300, 300), picture(150, 400), picture(260, 130)]
+
+    def worst(inside: Preprocessing) -> float:
+        path = plain_graph(tmp_path / "model.onnx", spec)
+        prepend_preprocessing(path, inside)
+        session = open_session(front_part(path), threads=1)
+        made = [session.run(None, {"images": image[None]})[0][0].transpose(1, 2, 0) for image in images]
+        return max(float(np.abs(pixels - render(image, spec)).mean()) for pixels, image in zip(made, images, strict=True))
+
+    assert worst(spec) < PixelLimits().max_mean_levels < worst(other)
+
+
 def test_a_batch_is_its_images_one_by_one_and_grey_models_take_one_channel(tmp_path: Path) -> None:
     spec = Preprocessing((40, 40), colour="L", mean=(0.5,), std=(0.5,))
     path = plain_graph(tmp_path / "model.onnx", spec)
@@ -84,10 +103,10 @@ def test_the_model_behind_is_the_graph_that_was_there(tmp_path: Path) -> None:
     spec = Preprocessing((40, 40))
     path = plain_graph(tmp_path / "model.onnx", spec)
     before = open_session(path.read_bytes(), threads=1)
-    assert model_behind(path) == path
+    assert not has_front(read_graph(path))
     prepend_preprocessing(path, spec)
-    behind = model_behind(path)
-    assert behind == model_part(path)
+    assert has_front(read_graph(path))
+    behind = model_part(path)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 40, 40)).astype(np.float32)
     after = open_session(behind, threads=1)
     np.testing.assert_array_equal(after.run(None, {"images": pixels})[0], before.run(None, {"images": pixels})[0])

@@ -22,6 +22,7 @@ from toolkit.checks.regression_limits import GateLimits, Rule
 from toolkit.cli import main
 from toolkit.data import ImageSet, Sample, decoded, load_pixels, render
 from toolkit.errors import CheckFailed, InputRefused, UsageError
+from toolkit.models import uint8_contract
 from toolkit.stages.evaluate import evaluate
 from toolkit.stages.export import export
 from toolkit.stages.gate import gate
@@ -188,3 +189,16 @@ def test_a_changed_answer_counts_unless_it_was_a_tie(parent: Bundle, files: Imag
     other = preprocessing_parity(path, Bright(threshold + 30), shown, preprocessing=spec, subject="0" * 64)
     assert other.verdict == "fail"
     assert (other.value("decisions_changed") or 0) > 0
+
+
+def test_a_graph_that_breaks_its_bundles_contract_is_not_opened(parent: Bundle, store: Store, files: ImageSet) -> None:
+    made = export(parent, store=store, data=files)
+    open_runner(made)
+    graph = {"model.onnx": made.file("model.onnx")}
+    permuted = store.add(replace(made.manifest, labels=made.manifest.labels[::-1], files={}), files=graph)
+    with pytest.raises(InputRefused, match="contract: its labels"):
+        open_runner(permuted, kind="onnx")
+    contract = uint8_contract(made.manifest.preprocessing, 3)
+    retyped = store.add(replace(made.manifest, contract=contract, files={}), files=graph)
+    with pytest.raises(InputRefused, match="is float32, promised is uint8"):
+        open_runner(retyped, kind="onnx")

@@ -12,16 +12,31 @@ import onnx
 from onnx import TensorProto
 
 from toolkit.backends.graph_files import read_graph
-from toolkit.bundle import Contract, TensorSpec
+from toolkit.backends.number_formats import graph_in
+from toolkit.backends.pixel_front import has_front, model_part
+from toolkit.bundle import Bundle, Contract, TensorSpec
 from toolkit.errors import InputRefused
 
 
-def require_contract(path: Path, contract: Contract, labels: Sequence[str], *, noted: bool = True) -> None:
-    """Raise `InputRefused`, naming every difference, unless the graph at `path` is what `contract` and `labels` say.
+def graph_to_run(bundle: Bundle, precision: str) -> Path | bytes:
+    """The bundle's graph in `precision` as the toolkit runs it, on pixels that were rendered before.
 
-    `noted`: its properties must hold the labels; else they need only not contradict.
+    That is the file itself or, of a graph with its preprocessing inside, the model behind it. Raises as `graph_in` does, and
+    `InputRefused` for a graph that does not keep the bundle's contract.
     """
+    path = graph_in(bundle, precision)
     model = read_graph(path)
+    _require_kept(model, path, bundle.manifest.contract, bundle.manifest.labels, noted=False)
+    return model_part(path) if has_front(model) else path
+
+
+def require_contract(path: Path, contract: Contract, labels: Sequence[str]) -> None:
+    """Raise `InputRefused`, naming every difference, unless the graph at `path` is what `contract` and `labels` say."""
+    _require_kept(read_graph(path), path, contract, labels, noted=True)
+
+
+def _require_kept(model: onnx.ModelProto, path: Path, contract: Contract, labels: Sequence[str], *, noted: bool) -> None:
+    """`noted`: the graph's properties must hold the labels; else they need only not contradict."""
     problems = [
         *_tensor_problems("input", model.graph.input, contract.inputs),
         *_tensor_problems("output", model.graph.output, contract.outputs),

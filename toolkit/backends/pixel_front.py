@@ -71,10 +71,9 @@ def front_part(path: Path) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def model_behind(path: Path) -> Path | bytes:
-    """What takes rendered pixels: the graph at `path` itself or, where preprocessing stands in front, the model behind it."""
-    in_front = any(node.name.startswith(PREFIX) for node in read_graph(path).graph.node)
-    return model_part(path) if in_front else path
+def has_front(model: onnx.ModelProto) -> bool:
+    """Whether preprocessing stands in front of the model."""
+    return any(node.name.startswith(PREFIX) for node in model.graph.node)
 
 
 def _front(images: str, preprocessing: Preprocessing) -> Builder:

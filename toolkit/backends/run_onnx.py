@@ -15,10 +15,8 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime  # pyright: ignore[reportAttributeAccessIssue]
 
 from toolkit.backends.devices import PROVIDERS, Device
-from toolkit.backends.graph_contract import require_contract
+from toolkit.backends.graph_contract import graph_to_run
 from toolkit.backends.graph_files import require_sound_files
-from toolkit.backends.number_formats import graph_in
-from toolkit.backends.pixel_front import model_behind
 from toolkit.backends.runner import Runner, pixel_batch
 from toolkit.bundle import Bundle
 from toolkit.errors import EnvironmentProblem, InputRefused, UsageError, unknown_name
@@ -139,14 +137,8 @@ def require_here(device: Device) -> None:
 
 
 def open_bundle(bundle: Bundle, *, precision: str = "fp32", device: Device = "cpu", threads: int | None = None) -> Runner:
-    """The bundle's exported graph in `precision`; images are copied to the device and logits back in every call.
-
-    A graph that does not keep the bundle's contract is refused. Of a graph with its preprocessing inside, the model behind it
-    is run: what comes here was rendered before.
-    """
-    path = graph_in(bundle, precision)
-    require_contract(path, bundle.manifest.contract, bundle.manifest.labels, noted=False)
-    return OnnxRunner(model_behind(path), providers=PROVIDERS[device], threads=threads)
+    """The bundle's exported graph in `precision`; images are copied to the device and logits back in every call."""
+    return OnnxRunner(graph_to_run(bundle, precision), providers=PROVIDERS[device], threads=threads)
 
 
 def _require_provider(name: str) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.backends.devices import Device
+from toolkit.backends.graph_contract import graph_to_run
 from toolkit.backends.graph_files import require_sound_files
-from toolkit.backends.number_formats import graph_in
-from toolkit.backends.pixel_front import model_behind
 from toolkit.backends.runner import Runner, pixel_batch
 from toolkit.bundle import Bundle
 from toolkit.errors import InputRefused, UsageError, missing_extra
@@ -98,7 +97,7 @@ def open_bundle(bundle: Bundle, *, precision: str = "fp32", device: Device = "cp
             f"bundle {bundle.short} is a graph of unknown origin, whose contract only onnxruntime is asked to keep: "
             "use runner onnxruntime for it."
         )
-    return OpenvinoRunner(model_behind(graph_in(bundle, precision)), threads=threads)
+    return OpenvinoRunner(graph_to_run(bundle, precision), threads=threads)
 
 
 def _last_line(error: Exception) -> str:

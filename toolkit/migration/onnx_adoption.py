@@ -7,7 +7,7 @@ Legend: N images, C channels, H height, W width, K labels.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from toolkit.bundle.atomic import sha256_file
 from toolkit.bundle.store import MANIFEST, WEIGHTS
 from toolkit.errors import InputRefused, UsageError
 from toolkit.migration.adoption import Overrides, overridden
+from toolkit.migration.as_found import AsFound
 from toolkit.migration.onnx_contract import GraphOptions, image_size, read_contract
 from toolkit.models.restoring import GRAPH_ONLY
 
@@ -29,21 +30,7 @@ RESERVED = (MANIFEST, WEIGHTS, ONNX, GOLDEN)
 PROBE_BATCH = 2
 
 
-@dataclass(frozen=True, eq=False)
-class GraphAdoption:
-    """A graph ready to be stored: its files by their names in the bundle, what it takes and returns, and the evidence."""
-
-    architecture: Architecture
-    num_labels: int
-    preprocessing: Preprocessing
-    contract: Contract
-    files: Mapping[str, Path]
-    recipe: Mapping[str, Any]
-    measurements: tuple[Measurement, ...]
-    details: Mapping[str, Any]
-
-
-def from_graph(checkpoint: Path | str, *, preprocessing: Overrides = None, kwargs: Mapping[str, Any]) -> GraphAdoption:
+def from_graph(checkpoint: Path | str, *, preprocessing: Overrides = None, kwargs: Mapping[str, Any]) -> AsFound:
     """The graph at `checkpoint`, checked and run once; `kwargs` are the `GraphOptions`.
 
     `preprocessing` says how the code that serves the graph prepares its images; a fixed image size comes from the graph.
@@ -74,7 +61,7 @@ def from_graph(checkpoint: Path | str, *, preprocessing: Overrides = None, kwarg
         Measurement("num_nodes", len(model.graph.node), unit="nodes"),
     )
     recipe = {"checkpoint": {"file": path.name, "sha256": digests}, "options": options}
-    return GraphAdoption(architecture, num_labels, prepared, contract, files, recipe, measurements, details)
+    return AsFound(architecture, num_labels, prepared, contract, files, recipe, measurements, details)
 
 
 def _files(model: onnx.ModelProto, path: Path) -> dict[str, Path]:

@@ -7,7 +7,7 @@ Legend: N images, C channels, H height, W width, K labels.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from toolkit.bundle import Architecture, Contract, Measurement, Preprocessing, T
 from toolkit.bundle.atomic import sha256_file
 from toolkit.errors import InputRefused, UsageError
 from toolkit.migration.adoption import Overrides, overridden
+from toolkit.migration.as_found import AsFound
 from toolkit.migration.onnx_contract import GraphOptions
 from toolkit.models import Deployed
 from toolkit.models.torchscript import FILE, KEY, Scripted
@@ -27,21 +28,7 @@ NUM_PROBES = 4
 SUM_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True, eq=False)
-class ProgramAdoption:
-    """A program ready to be stored: its file by its name in the bundle, what it takes and returns, and the evidence."""
-
-    architecture: Architecture
-    num_labels: int
-    preprocessing: Preprocessing
-    contract: Contract
-    files: Mapping[str, Path]
-    recipe: Mapping[str, Any]
-    measurements: tuple[Measurement, ...]
-    details: Mapping[str, Any]
-
-
-def from_program(checkpoint: Path | str, *, preprocessing: Overrides = None, kwargs: Mapping[str, Any]) -> ProgramAdoption:
+def from_program(checkpoint: Path | str, *, preprocessing: Overrides = None, kwargs: Mapping[str, Any]) -> AsFound:
     """The TorchScript program at `checkpoint`, judged, loaded and run; `kwargs` are the `GraphOptions`.
 
     `preprocessing` says how the code that serves the program prepares its images. Raises `InputRefused` for a program that is
@@ -63,7 +50,7 @@ def from_program(checkpoint: Path | str, *, preprocessing: Overrides = None, kwa
         notes.append("the weights are frozen into the program's constants")
     details = {"checkpoint": str(path), "sha256": digest, "operators": used, "notes": notes}
     recipe = {"checkpoint": {"file": path.name, "sha256": digest}, "options": options}
-    return ProgramAdoption(Architecture(KEY), num_labels, prepared, contract, {FILE: path}, recipe, measurements, details)
+    return AsFound(Architecture(KEY), num_labels, prepared, contract, {FILE: path}, recipe, measurements, details)
 
 
 def _preprocessing(options: GraphOptions, overrides: Overrides, origin: str) -> Preprocessing:

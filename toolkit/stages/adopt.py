@@ -19,8 +19,7 @@ from toolkit.bundle import (
 from toolkit.errors import InputRefused, UsageError
 from toolkit.migration import (
     Adoption,
-    GraphAdoption,
-    ProgramAdoption,
+    AsFound,
     checked_width,
     from_checkpoint,
     from_graph,
@@ -109,7 +108,7 @@ def _adopt_as_found(
     return _reported(known or store.add(manifest, files=made.files), made, store=store, alias=alias)
 
 
-def _reported(bundle: Bundle, made: Adoption | GraphAdoption | ProgramAdoption, *, store: Store, alias: str | None) -> Bundle:
+def _reported(bundle: Bundle, made: Adoption | AsFound, *, store: Store, alias: str | None) -> Bundle:
     verdict = verdict_of(made.measurements)
     store.add_report(Report("adopt", (bundle.digest,), verdict, made.measurements, made.details, environment()))
     if alias is not None:
