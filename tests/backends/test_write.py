@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.backends.small import LABELS, PREPROCESSING, SIZE_PX, images_NCHW, small, written
-from toolkit.backends import EagerRunner, ExportFacts, OnnxRunner, write, write_onnx
+from toolkit.backends import EagerRunner, ExportFacts, OnnxRunner, exporter_registry, write, write_onnx
 from toolkit.backends.describe import module_path
+from toolkit.backends.exporter_registry import operators_kept
 from toolkit.bundle import Preprocessing
 from toolkit.errors import EnvironmentProblem, InputRefused, UsageError
 from toolkit.models import Deployed
@@ -144,3 +145,29 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentProblem, match="Cannot write"):
         write_onnx(small(), tmp_path / "file" / "m.onnx", preprocessing=PREPROCESSING, labels=LABELS)
+
+
+def test_the_kept_operators_are_the_exporters_own_and_leave_it_as_it_was() -> None:
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    own = registration.ONNXRegistry.from_torchlib(opset_version=20)
+    with operators_kept(20):
+        kept = registration.ONNXRegistry.from_torchlib(opset_version=20)
+        kept.functions.clear()
+        again = registration.ONNXRegistry.from_torchlib(opset_version=20)
+        other = registration.ONNXRegistry.from_torchlib(opset_version=18)
+    described = [
+        {name: [(d.fx_target, d.is_complex, d.opset_introduced) for d in found] for name, found in registry.functions.items()}
+        for registry in (own, again, registration.ONNXRegistry.from_torchlib(opset_version=20))
+    ]
+    assert described[0] == described[1] == described[2]
+    assert (again.opset_version, other.opset_version) == (20, 18)
+
+
+def test_where_the_exporters_private_parts_look_different_it_builds_its_own_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter_registry, "_kept", {})
+    monkeypatch.setattr(exporter_registry, "_listed", lambda opset: 1 / 0)
+    facts = write_onnx(small(), tmp_path / "m.onnx", preprocessing=PREPROCESSING, labels=LABELS)
+    assert facts.num_nodes > 0
+    assert exporter_registry._kept == {}

@@ -82,7 +82,7 @@ def test_the_bundle_takes_files_as_they_are(parent: Bundle, store: Store, files:
     pixels = load_pixels(files, spec)
     expected_NK = open_runner(parent, kind="eager")(pixels.images_NCHW.numpy().astype(np.float32))
     answers_NK = np.concatenate([session.run(None, {"images": decoded(s.source, spec)[None]})[0] for s in files.samples])
-    assert (answers_NK.argmax(1) == expected_NK.argmax(1)).all()
+    assert set(np.flatnonzero(answers_NK.argmax(1) != expected_NK.argmax(1))) <= set(report.details["ties"])
     np.testing.assert_allclose(answers_NK, expected_NK, atol=0.2 * np.abs(expected_NK).max())
     golden = load_file(made.file("golden.safetensors"))
     assert golden["images"].dtype == np.uint8

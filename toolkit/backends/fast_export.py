@@ -11,6 +11,8 @@ Legend: N images, C channels, H height, W width, K labels.
 import ast
 import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +26,7 @@ from toolkit.backends.describe import CLASSES, SCOPES, module_path
 from toolkit.backends.fold import fold_batchnorm
 from toolkit.backends.run_eager import EagerRunner
 from toolkit.backends.run_onnx import OnnxRunner
+from toolkit.backends.runner import Runner
 from toolkit.errors import InputRefused, UsageError
 
 TRACED_BATCH = 11
@@ -41,13 +44,11 @@ def suits(deployed: nn.Module) -> bool:
 
 
 def fast_trace(deployed: nn.Module, shape_CHW: tuple[int, ...], *, trace: Trace, batch_name: str) -> onnx.ModelProto | None:
-    """The graph of `deployed` with its batch dimension named `batch_name`, or None where the short way does not hold.
+    """The graph of `deployed` with its batch dimension named `batch_name`, or None where the batch could not be freed.
 
-    `trace` writes a module at a fixed example batch as a graph.
+    `trace` writes a module at a fixed example batch as a graph. Hold the graph to `same_answers` once it is written.
     """
-    module = copy.deepcopy(deployed).cpu().eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
+    module = _view(deployed).cpu().eval()
     inner = getattr(module, "net", None)
     prefix = "net." if isinstance(inner, nn.Module) else ""
     folded = fold_batchnorm(inner if isinstance(inner, nn.Module) else module)
@@ -56,9 +57,32 @@ def fast_trace(deployed: nn.Module, shape_CHW: tuple[int, ...], *, trace: Trace,
         if not _free_batch(model, batch_name):
             return None
         _name_after_norm(model, {prefix + conv: prefix + norm for conv, norm in folded.items()})
-        return model if _same_answers(model, deployed, shape_CHW) else None
+        return model
     except (InputRefused, UsageError):
         return None
+
+
+def same_answers(graph: Path, deployed: nn.Module, shape_CHW: tuple[int, ...]) -> bool:
+    """Whether the graph gives the answers of `deployed` (N images to logits_NK) at batch sizes that were never traced."""
+    try:
+        runner = OnnxRunner(graph, threads=1, optimisation="off")
+        return all(_same(runner, EagerRunner(deployed, threads=1), _ramps(batch, shape_CHW)) for batch in UNSEEN_BATCHES)
+    except (InputRefused, UsageError):
+        return False
+
+
+def _same(runner: Runner, reference: Runner, images_NCHW: np.ndarray) -> bool:
+    expected_NK, found_NK = reference(images_NCHW), runner(images_NCHW)
+    if expected_NK.shape != found_NK.shape:
+        return False
+    error, scale = np.sqrt(np.mean((found_NK - expected_NK) ** 2)), np.sqrt(np.mean(expected_NK**2))
+    return bool(error <= CLOSE * scale)
+
+
+def _view(module: nn.Module) -> nn.Module:
+    """A copy of the module whose parts can be replaced, with the same tensors: they are only read, and may be large."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, memo | {id(b): b for b in module.buffers()})
 
 
 def _free_batch(model: onnx.ModelProto, batch_name: str) -> bool:
@@ -89,20 +113,6 @@ def _free_reshape(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     name = f"{target.name}_free_{node.name}"
     model.graph.initializer.append(numpy_helper.from_array(dims, name))
     node.input[1] = name
-    return True
-
-
-def _same_answers(model: onnx.ModelProto, deployed: nn.Module, shape_CHW: tuple[int, ...]) -> bool:
-    runner = OnnxRunner(model.SerializeToString(), threads=1, optimisation="basic")
-    reference = EagerRunner(deployed, threads=1)
-    for batch in UNSEEN_BATCHES:
-        images_NCHW = _ramps(batch, shape_CHW)
-        expected_NK, found_NK = reference(images_NCHW), runner(images_NCHW)
-        if expected_NK.shape != found_NK.shape:
-            return False
-        error, scale = np.sqrt(np.mean((found_NK - expected_NK) ** 2)), np.sqrt(np.mean(expected_NK**2))
-        if not error <= CLOSE * scale:
-            return False
     return True
 
 

@@ -12,9 +12,10 @@ import copy
 import functools
 import io
 import logging
+import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,8 @@ import torch
 from torch import nn
 
 from toolkit.backends.describe import describe_graph
-from toolkit.backends.fast_export import fast_trace, suits
+from toolkit.backends.exporter_registry import operators_kept
+from toolkit.backends.fast_export import fast_trace, same_answers, suits
 from toolkit.backends.graph_files import read_graph
 from toolkit.backends.run_onnx import OnnxRunner
 from toolkit.bundle import Preprocessing
@@ -77,42 +79,67 @@ def write_onnx(
         raise UsageError(f"opset is {opset}; the exporter writes {OPSETS[0]} to {OPSETS[-1]} (20 is the default).")
     shape_CHW = (preprocessing.num_channels, *preprocessing.size_px)
     seconds: dict[str, float] = {}
-    model = None
-    if fast and suits(deployed):
-        with timed(seconds, "fast_trace"):
-            model = fast_trace(deployed, shape_CHW, trace=functools.partial(trace, opset=opset), batch_name=BATCH)
-    method = "dynamic" if model is None else "folded"
-    if model is None:
+    described = functools.partial(describe_graph, preprocessing=preprocessing, labels=labels, metadata=metadata or {})
+    if fast and suits(deployed) and _write_fast(deployed, path, shape_CHW, opset=opset, described=described, seconds=seconds):
+        method: Literal["dynamic", "folded"] = "folded"
+    else:
+        method = "dynamic"
         with timed(seconds, "trace"):
-            model = trace(deployed, torch.zeros(EXAMPLE_BATCH, *shape_CHW), opset=opset, dynamic=True)
-    with timed(seconds, "write"):
-        describe_graph(model, preprocessing=preprocessing, labels=labels, metadata=metadata or {})
-        save_graph(model, path)
+            model = trace(copy.deepcopy(deployed), torch.zeros(EXAMPLE_BATCH, *shape_CHW), opset=opset, dynamic=True)
+        with timed(seconds, "write"):
+            described(model)
+            save_graph(model, path)
     try:
         with timed(seconds, "verify"):
-            verify(path, opset=opset, shape_CHW=shape_CHW, num_labels=len(labels))
+            model = verify(path, opset=opset, shape_CHW=shape_CHW, num_labels=len(labels), run=method == "dynamic")
     except BaseException:
         remove_graph(path)
         raise
-    return facts(path, method=method, seconds=seconds)
+    return facts(path, method=method, seconds=seconds, model=model)
 
 
-def facts(path: Path, *, method: Literal["dynamic", "folded"], seconds: Mapping[str, float]) -> ExportFacts:
-    """What the graph at `path` is."""
-    model = read_graph(path)
+def _write_fast(
+    deployed: nn.Module,
+    path: Path,
+    shape_CHW: tuple[int, ...],
+    *,
+    opset: int,
+    described: Callable[[onnx.ModelProto], None],
+    seconds: dict[str, float],
+) -> bool:
+    """Write the graph the short way; False, and no file, where that does not give the module's answers."""
+    with timed(seconds, "fast_trace"):
+        model = fast_trace(deployed, shape_CHW, trace=functools.partial(trace, opset=opset), batch_name=BATCH)
+    if model is None:
+        return False
+    with timed(seconds, "write"):
+        described(model)
+        save_graph(model, path)
+    with timed(seconds, "verify"):
+        same = same_answers(path, deployed, shape_CHW)
+    if not same:
+        remove_graph(path)
+    return same
+
+
+def facts(
+    path: Path, *, method: Literal["dynamic", "folded"], seconds: Mapping[str, float], model: onnx.ModelProto | None = None
+) -> ExportFacts:
+    """What the graph at `path` is; `model` is what it holds, where that was read already."""
+    model = read_graph(path) if model is None else model
     data = _data_file(path)
     size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
     return ExportFacts(opset_of(model), model.ir_version, len(model.graph.node), size, data.exists(), method, dict(seconds))
 
 
 def trace(deployed: nn.Module, example_NCHW: torch.Tensor, *, opset: int, dynamic: bool = False) -> onnx.ModelProto:
-    """The graph of a copy of `deployed` in eval mode on the CPU; `dynamic` frees the batch dimension.
+    """The graph of `deployed`, which is put in eval mode on the CPU for it; `dynamic` frees the batch dimension.
 
     Raises `InputRefused` with the exporter's reason.
     """
-    module = copy.deepcopy(deployed).cpu().eval()
+    module = deployed.cpu().eval()
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), operators_kept(opset):
             program = torch.onnx.export(
                 module,
                 (example_NCHW,),
@@ -133,8 +160,12 @@ def trace(deployed: nn.Module, example_NCHW: torch.Tensor, *, opset: int, dynami
     return program.model_proto
 
 
-def verify(path: Path, *, opset: int, shape_CHW: tuple[int, ...], num_labels: int) -> None:
-    """Raise `InputRefused`, naming every request the graph at `path` does not keep: opset, names, free batch, output shape."""
+def verify(path: Path, *, opset: int, shape_CHW: tuple[int, ...], num_labels: int, run: bool = True) -> onnx.ModelProto:
+    """The graph at `path`, without external tensors. Raises `InputRefused`, naming every request that it does not keep: opset,
+    names, free batch, output shape.
+
+    `run` tries it at batches it never saw; the short way has done that already, and held the answers to the module's.
+    """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
@@ -148,7 +179,7 @@ def verify(path: Path, *, opset: int, shape_CHW: tuple[int, ...], num_labels: in
             problems.append(
                 f"the batch dimension of '{name}' is fixed (does the model use len(x) or int()? x.shape[0] stays free)"
             )
-    if not problems:
+    if run and not problems:
         runner = OnnxRunner(path, threads=1, optimisation="off")
         for batch in UNSEEN_BATCHES:
             shape = runner(np.zeros((batch, *shape_CHW), np.float32)).shape
@@ -156,6 +187,7 @@ def verify(path: Path, *, opset: int, shape_CHW: tuple[int, ...], num_labels: in
                 problems.append(f"for a batch of {batch} its output has shape {list(shape)}, not {[batch, num_labels]}")
     if problems:
         raise InputRefused(f"the exported graph {path} is not what was asked for: {'; '.join(problems)}.")
+    return model
 
 
 def graph_opset(path: Path) -> int:
@@ -196,10 +228,16 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
     with environment_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_graph(path)
-        if model.ByteSize() <= EXTERNAL_ABOVE_BYTES:
+        if _weight_bytes(model) <= EXTERNAL_ABOVE_BYTES:
             path.write_bytes(model.SerializeToString(deterministic=True))
         else:
             onnx.save_model(model, str(path), save_as_external_data=True, location=_data_file(path).name)
+
+
+def _weight_bytes(model: onnx.ModelProto) -> int:
+    """What the weights take; protobuf's own count writes the whole message to learn its size."""
+    sizes = ((t.dims, onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize) for t in model.graph.initializer)
+    return sum(math.prod(dims) * size for dims, size in sizes)
 
 
 def _data_file(path: Path) -> Path:
