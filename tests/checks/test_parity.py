@@ -13,9 +13,9 @@ from onnx import numpy_helper
 from torch import nn
 
 from tests.backends.small import PREPROCESSING, altered, images_NCHW, small, written
+from toolkit.backends.noise import Noise
 from toolkit.bundle import Report
 from toolkit.checks.parity import ParityLimits, parity
-from toolkit.checks.parity_noise import Noise
 from toolkit.errors import InputRefused, UsageError
 from toolkit.models import Deployed
 

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from toolkit.backends import free_device_bytes, open_runner, require_runner
+from toolkit.backends.noise import in_batches
 from toolkit.bundle import Store
 from toolkit.checks.benchmark_timing import warm_up
-from toolkit.checks.parity_noise import in_batches
 from toolkit.errors import ToolkitError
 
 PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)

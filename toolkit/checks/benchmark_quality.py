@@ -10,10 +10,10 @@ import numpy as np
 from torch import nn
 
 from toolkit.backends import EagerRunner
+from toolkit.backends.noise import Noise, measure_noise
 from toolkit.bundle import Measurement, Preprocessing
 from toolkit.checks.intervals import share_interval
 from toolkit.checks.metrics import Predictions, balanced_accuracy
-from toolkit.checks.parity_noise import Noise, measure_noise
 from toolkit.checks.predict import predict
 from toolkit.data import Pixels
 from toolkit.errors import InputRefused

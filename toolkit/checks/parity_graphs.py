@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from toolkit.backends.noise import EPSILON, in_batches, moved_by_one_ulp, rms
 from toolkit.bundle import Limit, Measurement, Report, environment, verdict_of
-from toolkit.checks.parity_noise import EPSILON, in_batches, moved_by_one_ulp, rms
 from toolkit.errors import UsageError
 
 BATCH = 8

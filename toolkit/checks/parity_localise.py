@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from toolkit.backends import EagerRunner, module_path, open_session, source_line
 from toolkit.backends.graph_files import external_tensors, read_graph
-from toolkit.checks.parity_noise import EPSILON, moved_by_one_ulp
+from toolkit.backends.noise import EPSILON, moved_by_one_ulp
 from toolkit.checks.parity_search import search, upstream_modules
 
 NUM_IMAGES = 4

@@ -12,14 +12,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnxruntime
-import torch
 
 from toolkit.backends import OnnxRunner
-from toolkit.checks.parity_noise import in_batches
+from toolkit.backends.noise import in_batches
 from toolkit.errors import EnvironmentProblem, InputRefused, UsageError
 
 Level = Literal["off", "basic", "all"]
@@ -95,22 +94,6 @@ def run_matrix(
         except EnvironmentProblem as problem:
             unusable[device.name] = str(problem)
     return outcomes, unusable
-
-
-def tf32_state(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Whether TF32 is on, in torch and on each device of the outcomes, in numbers and as a sentence."""
-    used = {outcome.device.name: outcome.device.tf32 for outcome in outcomes if outcome.device.name != CPU}
-    torch_state = {
-        "torch_matmul": torch.backends.cuda.matmul.allow_tf32,
-        "torch_cudnn": torch.backends.cudnn.allow_tf32,
-    }
-    if not used:
-        return {**torch_state, "onnxruntime": {}, "sentence": "TF32 plays no part: everything ran on the CPU."}
-    with_tf32 = " and ".join(name for name, on in used.items() if on)
-    sentence = "The floor is torch's on the CPU, without TF32; onnxruntime is held against it with TF32 off."
-    if with_tf32:
-        sentence += f" With TF32 on ({with_tf32}) its error is measured and not judged."
-    return {**torch_state, "onnxruntime": used, "sentence": sentence}
 
 
 def _on_device(

@@ -15,9 +15,9 @@ import onnx
 from torch import nn
 
 from toolkit.backends import module_path, open_session
+from toolkit.backends.noise import in_batches, measure_noise
 from toolkit.bundle import Limit, Measurement, Report, verdict_of
 from toolkit.checks.parity import ParityLimits
-from toolkit.checks.parity_noise import in_batches, measure_noise
 from toolkit.models import Deployed
 from toolkit.models.ensemble import Ensemble
 

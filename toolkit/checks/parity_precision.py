@@ -1,7 +1,7 @@
 """Is a graph in a lower precision still the model? Each precision is asked what it can be asked.
 
 float16 computes the same function with more rounding, so it is held to what float32 is held to: its error against float64, in
-multiples of what rounding every operator to 11 bits costs on the same images (`half_noise`). int8 computes another function,
+multiples of what rounding every operator to 11 bits costs on the same images (`format_noise`). int8 computes another function,
 close enough or not, so it is judged by what it decides: the share of images whose label stays, and the accuracy against the
 float32 graph on the same labelled images, where a loss beyond the margin must be excluded by the interval and not merely not
 be seen.
@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from toolkit.backends.noise import Noise
 from toolkit.bundle import Limit, Measurement
 from toolkit.checks.intervals import accuracy_difference_interval, share_interval
 from toolkit.checks.metrics import Predictions
 from toolkit.checks.parity_matrix import Outcome
-from toolkit.checks.parity_noise import Noise
 from toolkit.checks.regression_limits import GateLimits, Rule, judge
 from toolkit.errors import UsageError
 

@@ -21,8 +21,8 @@ from safetensors.numpy import save
 from torch import nn
 
 from toolkit.backends.graph_files import read_graph, require_sound_files
+from toolkit.backends.noise import measure_noise
 from toolkit.checks.parity_localise import reference_values
-from toolkit.checks.parity_noise import measure_noise
 
 MAX_MESSAGE_BYTES = 1_900_000_000  # what a protobuf message can hold
 SCRIPT = "parity_repro_run.py"

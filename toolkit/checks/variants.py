@@ -22,15 +22,15 @@ from torch import nn
 
 from toolkit.backends import OnnxRunner
 from toolkit.backends.half import HalfRange, half_values, write_half
+from toolkit.backends.noise import edge_images
 from toolkit.backends.quantise import Calibration, write_int8
 from toolkit.backends.ranges import measure_ranges
 from toolkit.backends.write import graph_opset, remove_graph, verify
 from toolkit.bundle import GRAPHS, Manifest, Measurement, Report, environment, verdict_of
-from toolkit.checks.half_noise import measure_half_noise
+from toolkit.checks.format_noise import measure_format_noise
 from toolkit.checks.metrics import Predictions
 from toolkit.checks.parity import ParityLimits
 from toolkit.checks.parity_matrix import Outcome, run_matrix
-from toolkit.checks.parity_noise import edge_images
 from toolkit.checks.parity_precision import (
     PrecisionLimits,
     accuracy_change,
@@ -175,7 +175,7 @@ class VariantMaker:
         measured = [*soundness(outcomes), half_reach(min(reach, float(np.finfo(np.float32).max)))]
         details: dict[str, Any] = {"kept_fp32": list(facts.kept), "num_casts": facts.num_casts}
         if all(m.passed for m in measured):
-            noise = measure_half_noise(self.reference, every_NCHW, num_runs=self.limits.num_runs)
+            noise = measure_format_noise(self.reference, every_NCHW, num_runs=self.limits.num_runs)
             measured += half_errors(noise, outcomes, k=self.limits.k_fail, limits=limits)
         measured.append(Measurement("nodes_kept", float(len(facts.kept)), "nodes", n=facts.num_nodes))
         return self._report("fp16", (graph, path), measured, details, outcomes)

@@ -4,7 +4,7 @@ Names and shapes can agree while the computation differs (another epsilon, anoth
 legacy model can still run, in its own code or as a file, both get the same pixels: random ones, and real photographs, for
 the tensors of a checkpoint come without data. Equal bits prove the adoption. Where the bits differ, both are run again in
 float64: rounding shrinks by nine orders of magnitude there, a different computation does not. A file that runs in float32
-alone is held against the rounding of the successor instead (`toolkit.migration.rounding`).
+alone is held against the rounding of the successor instead (`toolkit.backends.noise`).
 
 Shapes: N batch, C channels, H height, W width, K classes.
 """
@@ -24,14 +24,15 @@ import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
+from toolkit.backends.noise import measure_noise
 from toolkit.bundle import Preprocessing
 from toolkit.data.preprocessing import render
 from toolkit.errors import InputRefused, UsageError
-from toolkit.migration.rounding import error_in_floors
 from toolkit.migration.twins import Twin
 from toolkit.models import Deployed
 
 NUM_RANDOM = 4
+NUM_RUNS = 5  # of float32, which measure its rounding
 ROUNDING = 1e-9  # of the logits' largest magnitude, in float64
 MAX_FLOORS = 8.0  # beyond this many floors a fault is likelier than rounding, as in the parity check
 
@@ -111,11 +112,10 @@ def compare(legacy: nn.Module | Twin, net: nn.Module, preprocessing: Preprocessi
     double = floors = None
     if not bit_exact:
         old64_NK = _double_logits(twin, pixels_NCHW)
-        new64_NK = _logits(copy.deepcopy(new).double(), pixels_NCHW.double())
         if old64_NK is None:
-            floors = error_in_floors(old_NK, new64_NK, lambda moved_NCHW: _logits(new, moved_NCHW), pixels_NCHW)
+            floors = _error_in_floors(old_NK, new, pixels_NCHW)
         else:
-            double = float((old64_NK - new64_NK).abs().max())
+            double = float((old64_NK - _logits(copy.deepcopy(new).double(), pixels_NCHW.double())).abs().max())
     return Comparison(
         num_images=len(pixels_NCHW),
         bit_exact=bit_exact,
@@ -140,6 +140,14 @@ def photographs(preprocessing: Preprocessing) -> Tensor:
 def _random_pixels(preprocessing: Preprocessing) -> Tensor:
     shape = (NUM_RANDOM, preprocessing.num_channels, *preprocessing.size_px)
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).float()
+
+
+def _error_in_floors(old_NK: Tensor, new: nn.Module, pixels_NCHW: Tensor) -> float:
+    """The largest error of the old logits in multiples of what float32 costs the new module; infinite for no number."""
+    if not bool(torch.isfinite(old_NK).all()):
+        return float("inf")
+    noise = measure_noise(new, pixels_NCHW.numpy(), num_runs=NUM_RUNS)
+    return float(noise.ratio_N(old_NK.double().numpy()).max())
 
 
 def _double_logits(twin: Twin, pixels_NCHW: Tensor) -> Tensor | None:

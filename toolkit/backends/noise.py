@@ -1,4 +1,4 @@
-"""What float32 itself costs on these images: the noise that an exported model's error is held against.
+"""What float32 itself costs on these images: the noise that the error of an exported or an old model is held against.
 
 Rounding noise is drawn, not guessed: the untouched module runs in float32 on the images and on copies of them moved by one
 unit in the last place, and its distance from the float64 run is the floor. The floor is an image's own, because errors of one
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from toolkit.backends import EagerRunner
+from toolkit.backends.run_eager import EagerRunner
 
 EPSILON = 2.0**-24
 """Half a unit in the last place of float32, relative."""

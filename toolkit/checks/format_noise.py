@@ -1,9 +1,10 @@
-"""What a short number format costs a model on these images: the noise that its float16 graph is held against.
+"""What a shorter number format costs a model on these images: the noise that a graph computed in it is held against.
 
 No hardware is needed, and none is trusted: processors without float16 compute such a graph in float32 and round here and
-there, cards accumulate as they like. The module runs in float32, and the result of every operator and every weight is rounded
-to the significant bits of the format, with float32's exponent: what the format cannot hold at all is a matter of ranges, not
-of noise. The first run rounds to nearest, the others up or down at random (stochastic rounding), so that the runs differ.
+there, cards accumulate as they like. The module runs in float32 and is rounded to the significant bits of the format, with
+float32's exponent: what the format cannot hold at all is a matter of ranges, not of noise. In fp16 and bf16 that is the result
+of every operator and every weight; in tf32, which lives inside matrix products alone, both operands of every product. The
+first run rounds to nearest, the others up or down at random (stochastic rounding), so that the runs differ.
 
 Legend: N images, C channels, H height, W width, K labels, R runs.
 """
@@ -18,9 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from toolkit.backends import EagerRunner
-from toolkit.checks.parity_noise import REFERENCE_BATCH, Noise, in_batches
+from toolkit.backends.noise import REFERENCE_BATCH, Noise, in_batches
 
-SIGNIFICANT_BITS = {"fp16": 11, "bf16": 8}
+SIGNIFICANT_BITS = {"fp16": 11, "bf16": 8, "tf32": 11}
+PRODUCTS = (
+    *("conv", "_conv", "mkldnn_conv", "linear", "einsum", "matmul", "mm", "mv", "bmm", "addmm", "addmv", "addbmm", "baddbmm"),
+    *("scaled_dot_product", "_scaled_dot_product", "_native_multi_head_attention"),
+)  # in inference mode composite operators come as they are, elsewhere as their parts
 FLOAT32_BITS = 24
 
 
@@ -57,20 +62,36 @@ class RoundedOperators(TorchDispatchMode):
         return rounded(value, bits=self.bits, random=self.random) if value.dtype == torch.float32 else value
 
 
-def measure_half_noise(
+class RoundedProducts(RoundedOperators):
+    """Within this mode the float32 operands of every matrix product and convolution are rounded, and nothing else."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name.removeprefix("aten::").startswith(PRODUCTS):
+            args = tree_map_only(Tensor, self._round, args)
+        return func(*args, **(kwargs or {}))
+
+
+def measure_format_noise(
     reference: nn.Module, images_NCHW: np.ndarray, *, precision: str = "fp16", num_runs: int, seed: int = 0
 ) -> Noise:
-    """The float64 logits of `reference` (deployed: pixels to logits) and those of `num_runs` runs rounded to `precision`."""
+    """The float64 logits of `reference` (deployed: pixels to logits) and those of `num_runs` runs rounded to `precision`
+    (fp16, bf16 or tf32)."""
     bits = SIGNIFICANT_BITS[precision]
     double_NK = in_batches(EagerRunner(reference, dtype="float64", threads=1), images_NCHW, REFERENCE_BATCH)
     short = copy.deepcopy(reference).cpu().float().eval()
-    with torch.no_grad():
-        for tensor in (*short.parameters(), *short.buffers()):
-            if tensor.dtype == torch.float32:
-                tensor.copy_(rounded(tensor, bits=bits))
+    mode = RoundedProducts if precision == "tf32" else RoundedOperators
+    if mode is RoundedOperators:
+        _round_weights(short, bits=bits)
     runner, random = EagerRunner(short, threads=1), torch.Generator().manual_seed(seed)
     runs = []
     for run in range(num_runs):
-        with RoundedOperators(bits=bits, random=random if run else None):
+        with mode(bits=bits, random=random if run else None):
             runs.append(in_batches(runner, images_NCHW, REFERENCE_BATCH))
     return Noise(double_NK, np.stack(runs))
+
+
+@torch.no_grad()
+def _round_weights(module: nn.Module, *, bits: int) -> None:
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dtype == torch.float32:
+            tensor.copy_(rounded(tensor, bits=bits))
