@@ -1,7 +1,11 @@
 """The stage: real processes agree and are measured (nothing is asserted about time); report, table and page tell the same."""
 
 import io
+import os
 import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +20,8 @@ from toolkit.data.shapes import shapes
 from toolkit.release.benchmark_page import render_benchmark
 from toolkit.release.tables import show_report
 from toolkit.stages.benchmark import benchmark
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +101,51 @@ def test_the_table_fits_a_terminal_of_100_columns_and_names_every_verdict(done: 
     assert "slower" in text
     assert "…" not in text
     assert "onnxruntime-2" in text
+
+
+def test_a_terminated_benchmark_exits_143_and_leaves_neither_folders_nor_processes(
+    done: tuple[Store, Bundle, Report], tmp_path: Path
+) -> None:
+    store, bundle, _ = done
+    places = [
+        f"bundle={bundle.digest}",
+        f"store={store.root}",
+        "data=shapes",
+        "data.num_samples=60",
+        f"hydra.run.dir={tmp_path}/run",
+    ]
+    settings = [
+        "plugins=[tests.backends.small]",
+        "runners=[onnxruntime]",
+        "batch=[1]",
+        "timing.rounds=100000",
+        "timing.launches=2",
+    ]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "toolkit.cli", "benchmark", *places, *settings]
+    child = subprocess.Popen(
+        command,
+        env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not list(temporary.glob("benchmark-*/*")):
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.terminate()
+    assert child.wait(60) == 143
+    assert list(temporary.glob("benchmark-*")) == []
+    deadline = time.monotonic() + 60
+    while alive(child.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(session: int) -> bool:
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -35,6 +35,7 @@ from toolkit import __version__
 from toolkit.bundle import Bundle, Report, Store
 from toolkit.cli.arguments import explained, quoted, with_job_name
 from toolkit.cli.checking import check, refuse_missing, target
+from toolkit.cli.termination import clean_termination
 from toolkit.errors import EnvironmentProblem, ToolkitError, UsageError, unknown_name
 
 ALLOWED_TARGETS = ("toolkit.", "torch.", "torchvision.", "lightning.")
@@ -60,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> typing.NoReturn:
         overrides = _name_positionals(stage, overrides)
     except ToolkitError as error:
         sys.exit(_fail(error))
-    sys.exit(_run_hydra(stage, overrides))
+    with clean_termination():
+        code = _run_hydra(stage, overrides)
+    sys.exit(code)
 
 
 def stage_names() -> list[str]:
