@@ -28,6 +28,7 @@ from toolkit.bundle.manifest import from_plain
 from toolkit.checks.drift_verdict import Threshold
 from toolkit.checks.monitor_records import Answer
 from toolkit.checks.monitor_reference import TESTS, Reference, distances
+from toolkit.checks.monitor_truths import Waiting
 from toolkit.checks.sequential import log_e_rate, log_e_shares
 from toolkit.data.arrivals import Marks
 from toolkit.errors import InputRefused
@@ -69,6 +70,7 @@ class State:
     alarms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     points: tuple[Mapping[str, Any], ...] = ()
     updated_utc: str = ""
+    waiting: Waiting = field(default_factory=Waiting)
 
     def save(self, path: Path) -> None:
         """Write the state; it is the old one or the new one at every moment."""
@@ -102,10 +104,13 @@ def counted(
     *,
     marks: Marks,
     embeddings_NP: np.ndarray | None = None,
-    num_refused: int = 0,
+    settled: Sequence[Answer] = (),
 ) -> State:
-    """The state after a batch: counts, evidence, alarms and marks together."""
-    new = _counts(answers, reference, embeddings_NP)
+    """The state after a batch: counts, evidence, alarms and marks together.
+
+    `settled` are answers that were counted before and whose truth has come now.
+    """
+    new = _counts(answers, settled, reference, embeddings_NP)
     counts = _added(state.counts, new)
     num_samples = state.num_samples + len(answers)
     starts, num_started = state.starts, state.num_started
@@ -129,9 +134,8 @@ def counted(
         num_started=num_started,
         num_samples=num_samples,
         num_batches=state.num_batches + 1,
-        num_refused=state.num_refused + num_refused,
         alarms=alarms,
-        points=_thinned((*state.points, point)) if answers else state.points,
+        points=_thinned((*state.points, point)) if new else state.points,
         updated_utc=now,
     )
 
@@ -192,6 +196,7 @@ def monitor_report(state: State, reference: Reference, bundle: Bundle, *, min_sa
         Measurement.against(
             "samples.seen", float(state.num_samples), Limit(">=", min_samples.value, min_samples.reason), unit="samples"
         ),
+        Measurement("samples.with_truth", float(sum(state.counts.get("labels", ()))), unit="samples"),
         Measurement("samples.refused", float(state.num_refused), unit="samples"),
     ]
     few = state.num_samples < min_samples.value
@@ -203,6 +208,7 @@ def monitor_report(state: State, reference: Reference, bundle: Bundle, *, min_sa
         "labels": list(bundle.manifest.labels),
         "points": [dict(point) for point in state.points],
         "num_batches": state.num_batches,
+        "num_waiting": {"answers": len(state.waiting.answers), "truths": len(state.waiting.truths)},
         "updated_utc": state.updated_utc,
         "alarm_at": reference.alarm_at / LN10,
     }
@@ -210,15 +216,19 @@ def monitor_report(state: State, reference: Reference, bundle: Bundle, *, min_sa
     return Report(CHECK, (bundle.digest,), verdict, tuple(measurements), details, environment())
 
 
-def _counts(answers: Sequence[Answer], reference: Reference, embeddings_NP: np.ndarray | None) -> dict[str, tuple[int, ...]]:
+def _counts(
+    answers: Sequence[Answer], settled: Sequence[Answer], reference: Reference, embeddings_NP: np.ndarray | None
+) -> dict[str, tuple[int, ...]]:
     num_classes = len(reference.shares["answers"])
-    found: dict[str, Sequence[int]] = {"answers": np.bincount([a.predicted for a in answers], minlength=num_classes).tolist()}
+    found: dict[str, Sequence[int]] = {}
+    if answers:
+        found["answers"] = np.bincount([a.predicted for a in answers], minlength=num_classes).tolist()
     sure = [a.confidence for a in answers if a.confidence is not None]
     if sure:
         found["confidence"] = reference.confidence.counts_of(np.array(sure))
     if embeddings_NP is not None and len(embeddings_NP):
         found["distance"] = reference.distance.counts_of(distances(embeddings_NP))
-    known = [a for a in answers if a.truth is not None]
+    known = [a for a in (*answers, *settled) if a.truth is not None]
     if known:
         found["labels"] = np.bincount([a.truth for a in known if a.truth is not None], minlength=num_classes).tolist()
         found["errors"] = (sum(a.predicted != a.truth for a in known), len(known))
@@ -226,7 +236,7 @@ def _counts(answers: Sequence[Answer], reference: Reference, embeddings_NP: np.n
     if pairs:
         worse = sum(a.baseline == a.truth != a.predicted for a in pairs)
         found["discordant"] = (worse, worse + sum(a.predicted == a.truth != a.baseline for a in pairs))
-    return {name: tuple(int(value) for value in values) for name, values in found.items()} if answers else {}
+    return {name: tuple(int(value) for value in values) for name, values in found.items()}
 
 
 def _added(before: Mapping[str, tuple[int, ...]], new: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -11,8 +12,9 @@ from toolkit.bundle import Bundle, Report
 from toolkit.checks.drift_verdict import Threshold
 from toolkit.checks.metrics import Predictions
 from toolkit.checks.monitor import State, counted, load_state, monitor_report
-from toolkit.checks.monitor_records import Answer, read_answer
+from toolkit.checks.monitor_records import Answer, LateTruth, read_record
 from toolkit.checks.monitor_reference import reference
+from toolkit.checks.monitor_truths import joined
 from toolkit.checks.profile import Profile
 from toolkit.data import render
 from toolkit.data.arrivals import Batch, Place, to_look_at_again
@@ -52,6 +54,7 @@ class Watch:
         return monitor_report(state, self.reference, self.bundle, min_samples=min_samples)
 
     def _count(self, state: State, batch: Batch, again: dict[str, int]) -> tuple[State, list[str]]:
+        truths: list[LateTruth] = []
         if batch.images:
             answers, embeddings_NP, problems = self._ask(batch.images)
             again |= {name: len(batch.images[name]) for name in problems}
@@ -60,19 +63,25 @@ class Watch:
             answers, told, embeddings_NP = [], [], None
             for line in batch.lines:
                 try:
-                    answers.append(read_answer(line, self.bundle.manifest.labels))
+                    record = read_record(line, self.bundle.manifest.labels)
+                    if isinstance(record, LateTruth):
+                        truths.append(record)
+                    else:
+                        answers.append(record)
                 except ValueError as error:
                     told.append(f"{batch.name}: {line[:80]!r}: {error}")
+        waiting, answers, settled = joined(state.waiting, answers, truths)
         marks = to_look_at_again(batch.marks, again)
-        after = counted(state, answers, self.reference, marks=marks, embeddings_NP=embeddings_NP, num_refused=len(told))
-        return after, told
+        state = replace(state, waiting=waiting, num_refused=state.num_refused + len(told))
+        return counted(state, answers, self.reference, marks=marks, embeddings_NP=embeddings_NP, settled=settled), told
 
     def _ask(self, images: Mapping[str, bytes]) -> tuple[list[Answer], np.ndarray | None, dict[str, str]]:
         """The model's own answers to images that arrived, their embeddings, and why others cannot be used, by name."""
-        pixels, problems = [], {}
+        pixels, usable, problems = [], [], {}
         for name, content in images.items():
             try:
                 pixels.append(render(content, self.bundle.manifest.preprocessing).transpose(2, 0, 1))
+                usable.append(name)
             except InputRefused as error:
                 problems[name] = f"{name}: {error}"
         if not pixels:
@@ -84,5 +93,6 @@ class Watch:
             )
         logits_NK, features_ND = self._runner(np.stack(pixels).astype(np.float32))
         predictions = Predictions.from_logits(logits_NK, np.zeros(len(logits_NK), int))
-        answers = [Answer(int(k), float(c)) for k, c in zip(predictions.classes_N, predictions.confidences_N, strict=True)]
+        told = zip(usable, predictions.classes_N, predictions.confidences_N, strict=True)
+        answers = [Answer(int(k), float(c), id=PurePosixPath(name).name) for name, k, c in told]
         return answers, self.profile.embed(features_ND), problems

@@ -1,7 +1,8 @@
 """A line of a prediction log, checked: `{"id": ..., "label" or "probabilities": ..., "truth": ..., "baseline": ...}`.
 
 `probabilities` are a list in the order of the bundle's labels or a mapping from label; `label` alone is enough. `truth` is
-the true label where it is known, `baseline` the answer of the model that was in service before, where both are asked. A log
+the true label where it is known, `baseline` the answer of the model that was in service before, where both are asked. A truth
+that is known later is a line of its own, `{"id": ..., "truth": ...}`, with the id of its answer. A log
 is input from outside, so a line that is not of this form is counted as refused and never stops the monitor.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 TOLERANCE = 0.01
+MAX_ID = 200
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,19 @@ class Answer:
     confidence: float | None = None
     truth: int | None = None
     baseline: int | None = None
+    id: str = ""
 
 
-def read_answer(line: bytes, labels: Sequence[str]) -> Answer:
-    """The answer that a line tells. Raises `ValueError`, saying what is wrong, for a line of another form."""
+@dataclass(frozen=True)
+class LateTruth:
+    """The true class of an answer that another line tells."""
+
+    id: str
+    truth: int
+
+
+def read_record(line: bytes, labels: Sequence[str]) -> Answer | LateTruth:
+    """What a line tells: an answer, or the truth of an earlier one. Raises `ValueError` for a line of another form."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -34,12 +45,23 @@ def read_answer(line: bytes, labels: Sequence[str]) -> Answer:
     if not isinstance(record, dict):
         raise ValueError("no JSON object")
     others = {key: _class(record[key], labels, key) for key in ("truth", "baseline") if record.get(key) is not None}
+    name = _id(record.get("id"))
     if record.get("probabilities") is not None:
         shares_K = _shares(record["probabilities"], labels)
-        return Answer(int(shares_K.argmax()), float(shares_K.max()), **others)
-    if record.get("label") is None:
-        raise ValueError("neither label nor probabilities")
-    return Answer(_class(record["label"], labels, "label"), **others)
+        return Answer(int(shares_K.argmax()), float(shares_K.max()), id=name, **others)
+    if record.get("label") is not None:
+        return Answer(_class(record["label"], labels, "label"), id=name, **others)
+    if "truth" not in others:
+        raise ValueError("neither label, probabilities nor truth")
+    if not name:
+        raise ValueError("a truth without an answer needs the id of its answer")
+    return LateTruth(name, others["truth"])
+
+
+def _id(given: Any) -> str:
+    if given is not None and (not isinstance(given, (str, int)) or isinstance(given, bool) or len(str(given)) > MAX_ID):
+        raise ValueError(f"id is {str(given)[:40]!r}; give a number or a text of at most {MAX_ID} characters")
+    return "" if given is None else str(given)
 
 
 def _class(name: Any, labels: Sequence[str], key: str) -> int:

@@ -37,13 +37,18 @@ def render_monitor(report: Report) -> str:
         "shares": _shares(report),
         "evidence": evidence_figure(points, alarm_at=details["alarm_at"], titles=MEANINGS) if points else None,
         "answers": shares_figure(points, labels=details["labels"], reference=details["reference"]["answers"])
-        if points
+        if "answers" in details["counts"]
         else None,
-        "seen": quantities.show(report.value("samples.seen"), report.measurements[-2], bare=True),
-        "refused": quantities.show(report.value("samples.refused"), report.measurements[-1], bare=True),
+        "seen": _number("samples.seen", report),
+        "refused": _number("samples.refused", report),
         "environment": report.environment,
     }
     return templates().get_template("monitor.html.j2").render(context)
+
+
+def _number(name: str, report: Report) -> str:
+    found = next(m for m in report.measurements if m.name == name)
+    return quantities.show(found.value or 0.0, found, bare=True)
 
 
 def _row(name: str, report: Report) -> dict[str, Any]:

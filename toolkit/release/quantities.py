@@ -104,6 +104,7 @@ TITLES = {
     "evidence.errors": "Wrong answers",
     "evidence.discordant": "Against the former model",
     "samples.seen": "Samples",
+    "samples.with_truth": "With a known truth",
     "samples.refused": "Refused",
     "opset_behind": "Operator set behind the newest",
 }
