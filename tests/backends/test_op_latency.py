@@ -11,8 +11,9 @@ from toolkit.backends import open_session
 from toolkit.backends.channel_grid import measured_grid
 from toolkit.backends.net_latency import NetClock
 from toolkit.backends.op_graphs import WEIGHT, op_graph
-from toolkit.backends.op_latency import OpTable, cache_directory
+from toolkit.backends.op_latency import OpTable
 from toolkit.bundle import Preprocessing
+from toolkit.bundle.machine import cache_directory
 from toolkit.pruning.layers import LayerOp, layer_calls
 
 CONV = LayerOp("conv", 16, 32, (9, 7), (3, 5), (2, 1), (1, 2), (1, 1), groups=4)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from toolkit.bundle import Preprocessing
+from toolkit.bundle.machine import GIB_VARIABLE
 from toolkit.data import ImageSet, Pixels, Undecoded, load_pixels, place_pixels
-from toolkit.data.cache import GIB_VARIABLE, limit_bytes
+from toolkit.data.cache import limit_bytes
 from toolkit.data.shapes import shapes
 from toolkit.errors import InputRefused, UsageError
 

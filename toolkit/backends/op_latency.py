@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import onnxruntime
 from toolkit.backends.op_graphs import empty_graph, op_graph
 from toolkit.backends.run_onnx import open_session
 from toolkit.bundle import environment
+from toolkit.bundle.machine import cache_directory
 from toolkit.pruning.layers import LayerOp
 
 PROVIDER = "CPUExecutionProvider"
@@ -30,14 +30,6 @@ NUM_AGAIN = 4
 VERSION = 1
 
 logger = logging.getLogger(__name__)
-
-
-def cache_directory() -> Path:
-    """Where measurements of this machine are kept: $TOOLKIT_CACHE, or model-upgrade-toolkit in the user's cache directory."""
-    place = os.environ.get("TOOLKIT_CACHE")
-    if place:
-        return Path(place)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "model-upgrade-toolkit"
 
 
 class OpTable:

@@ -12,17 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from fsspec.core import url_to_fs
-
 from toolkit.data.decoding import EXTENSIONS
-from toolkit.errors import EnvironmentProblem, InputRefused, UsageError, missing_extra
+from toolkit.data.places import opened
+from toolkit.errors import EnvironmentProblem, InputRefused
 
 LOGS = (".jsonl", ".ndjson", ".log")
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 LINES_A_BATCH = 5000
 IMAGES_A_BATCH = 128
 BLOCK_BYTES = 8 * 2**20
-EXTRAS = {"s3fs": "s3"}
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,7 @@ class Place:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        try:
-            self.system, self.root = url_to_fs(url)
-        except ImportError as error:
-            package = str(error).split("Install ")[-1].split(" ")[0].strip("'\"") or "fsspec"
-            raise missing_extra(package, EXTRAS.get(package, package), f"The source {url}") from error
-        except ValueError as error:
-            raise UsageError(f"source '{url}': {error}. Give a folder, a file or a URL such as s3://bucket/prefix.") from error
+        self.system, self.root = opened(url, f"The source {url}")
 
     def batches(self, marks: Marks) -> Iterator[Batch]:
         """What has arrived since `marks`, first name first, in pieces. Raises `InputRefused` where there is no such place."""

@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from toolkit.data.decoding import decode
 from toolkit.data.images import SPLITS, ImageSet, Sample
+from toolkit.data.stored import Source, Stored
 from toolkit.data.threads import map_in_threads
 from toolkit.errors import InputRefused
 
@@ -104,7 +103,7 @@ def _pixel_digest(sample: Sample) -> tuple[str, str]:
     if isinstance(source, Path) and source.is_file():
         status = source.stat()
         return _file_pixel_digest(source, status.st_size, status.st_mtime_ns)
-    return _decoded_digest(source)
+    return _stored_pixel_digest(source) if isinstance(source, Stored) else _decoded_digest(source)
 
 
 @functools.lru_cache(maxsize=1 << 20)
@@ -113,7 +112,12 @@ def _file_pixel_digest(path: Path, num_bytes: int, modified_ns: int) -> tuple[st
     return _decoded_digest(path)
 
 
-def _decoded_digest(source: Path | np.ndarray) -> tuple[str, str]:
+@functools.lru_cache(maxsize=1 << 20)
+def _stored_pixel_digest(source: Stored) -> tuple[str, str]:
+    return _decoded_digest(source)
+
+
+def _decoded_digest(source: Source) -> tuple[str, str]:
     try:
         image = decode(source)
     except InputRefused as error:

@@ -21,17 +21,14 @@ import PIL
 
 from toolkit.bundle import Preprocessing
 from toolkit.bundle.atomic import clear_leftovers, environment_errors, locked, staging_directory, sync_directory, sync_file
+from toolkit.bundle.machine import allowed_bytes
 from toolkit.data.images import ImageSet
-from toolkit.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 PIXELS = "images_NCHW.npy"
 REASONS = "unreadable.json"
 VERSION = 1
-GIB_VARIABLE = "TOOLKIT_CACHE_GIB"
-DEFAULT_GIB = 32.0
-SHARE_OF_DISK = 0.5  # of what is free or already the cache's
 
 Decode = Callable[[np.ndarray], list[str]]
 
@@ -62,14 +59,7 @@ def cached_pixels(
 
 def limit_bytes(directory: Path) -> int:
     """How large the cache in `directory` may grow: TOOLKIT_CACHE_GIB (default 32) and at most half of the disk's free space."""
-    text = os.environ.get(GIB_VARIABLE, str(DEFAULT_GIB))
-    try:
-        wanted = float(text) * 2**30
-    except ValueError as error:
-        raise UsageError(f"{GIB_VARIABLE} is '{text}'; give the cache's size in GiB as a number (0: no cache).") from error
-    place = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
-    own = sum(_size_bytes(entry) for entry in _entries(directory))
-    return int(min(wanted, SHARE_OF_DISK * (shutil.disk_usage(place).free + own)))
+    return allowed_bytes(directory, sum(_size_bytes(entry) for entry in _entries(directory)))
 
 
 def _write(entry: Path, shape: tuple[int, ...], decode: Decode) -> None:

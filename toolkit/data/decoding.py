@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
+from toolkit.data.stored import Source, Stored
 from toolkit.errors import InputRefused
 
 Image.init()  # registers the formats this build of PIL knows; an unregistered name in `formats` would be a KeyError
@@ -35,7 +36,7 @@ _UPRIGHT = {
 }
 
 
-def decode(source: Path | bytes | np.ndarray) -> Image.Image:
+def decode(source: Source | bytes) -> Image.Image:
     """The upright picture in mode `L` or `RGB` from a file, a file's bytes or uint8 pixels (HW or HWC, 1 to 4 channels).
 
     Of an animation, the first frame. Raises `InputRefused`, naming the source, for anything that is not a whole 8-bit
@@ -43,8 +44,8 @@ def decode(source: Path | bytes | np.ndarray) -> Image.Image:
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
-    content = _read(source) if isinstance(source, Path) else source
+    name = f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+    content = source if isinstance(source, bytes) else _read(source)
     if not content:
         raise InputRefused(f"{name} is empty (0 bytes): restore the file or remove it from the data.")
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages switch it on for the whole process, and half pictures pass
@@ -66,7 +67,9 @@ def decode(source: Path | bytes | np.ndarray) -> Image.Image:
         ) from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path | Stored) -> bytes:
+    if isinstance(path, Stored):
+        return path.read()
     try:
         return path.read_bytes()
     except OSError as error:

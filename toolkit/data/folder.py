@@ -7,13 +7,16 @@ older checkpoints still fit; `labels` sets another order.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from toolkit.data.decoding import EXTENSIONS
+from toolkit.data.downloads import RemoteFile, remote_files
 from toolkit.data.images import ImageSet, Sample, Split
 from toolkit.data.listing import SPLIT_WORDS, Row, composed, read_listing
+from toolkit.data.places import local_path
 from toolkit.data.splits import with_splits
+from toolkit.data.stored import Source
 from toolkit.errors import InputRefused
 
 
@@ -29,35 +32,68 @@ def folder(
 ) -> ImageSet:
     """Images under `root`: `<class>/**`, or `<train|val|test>/<class>/**`, or as `csv` lists them.
 
-    The CSV has the columns path (relative to `root`) and label, and may have split and slice. A split that neither
-    directories nor CSV give is taken from the training images, by class and slice, fixed by content and seed. `labels` sets
-    the order of the classes (default: sorted). Raises `InputRefused` for a place without images, a class without any, rows
-    that name no file, and labels that are not in `labels`.
+    `root` is a directory or a URL that fsspec knows (`s3://bucket/photos`), whose files are fetched once into a cache. The CSV
+    has the columns path (relative to `root`) and label, and may have split and slice. A split that neither directories nor CSV
+    give is taken from the training images, by class and slice, fixed by content and seed. `labels` sets the order of the
+    classes (default: sorted). Raises `InputRefused` for a place without images, a class without any, rows that name no file,
+    and labels that are not in `labels`; `EnvironmentProblem` for a store that refuses.
     """
-    directory = Path(root).expanduser()
-    if not directory.is_dir():
-        raise InputRefused(f"{directory} is not a directory: give data.root=<directory of images>.")
-    rows = read_listing(_csv_path(directory, csv), directory) if csv is not None else _scan(directory)
-    ordered = _ordered_labels(rows, labels, directory)
+    rows, place = _rows(root, csv)
+    ordered = _ordered_labels(rows, labels, place)
     index_of = {label: k for k, label in enumerate(ordered)}
     samples = [
-        Sample(key=row.key, target=index_of[row.label], split=row.split or "train", source=row.path, slice=row.slice)
+        Sample(key=row.key, target=index_of[row.label], split=row.split or "train", source=row.source, slice=row.slice)
         for row in rows
+        if row.source is not None
     ]
     given: set[Split] = {row.split for row in rows if row.split is not None}
     return ImageSet(
-        name=name or directory.resolve().name,
+        name=name or PurePosixPath(place).name,
         labels=ordered,
         samples=with_splits(samples, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, given=given),
     )
 
 
-def _csv_path(directory: Path, csv: Path | str) -> Path:
-    path = Path(csv).expanduser()
-    return path if path.is_absolute() or path.is_file() else directory / path
+def _rows(root: Path | str, csv: Path | str | None) -> tuple[list[Row], str]:
+    """The images and the place they lie in, in full; in order of names, each directory's files before its directories."""
+    directory = local_path(root)
+    if directory is None:
+        place = str(root).rstrip("/")
+        remote = dict(sorted(remote_files(place).items(), key=lambda item: _walked(item[0])))
+        if csv is not None:
+            return read_listing(_listing(csv, place), remote.get), place
+        return _scan(remote, sorted({str(d) for name in remote for d in PurePosixPath(name).parents}), place), place
+    place = directory.resolve().as_posix()
+    if not directory.is_dir():
+        raise InputRefused(f"{directory} is not a directory: give data.root=<directory of images>.")
+    if csv is not None:
+        return read_listing(_listing(csv, directory), lambda name: p if (p := directory / name).is_file() else None), place
+    files: dict[str, Source] = {}
+    directories = []
+    for parent, names in _walk(directory):
+        directories.append(parent.relative_to(directory).as_posix())
+        files |= {(parent / name).relative_to(directory).as_posix(): parent / name for name in names}
+    return _scan(files, directories, place), place
 
 
-def _ordered_labels(rows: Sequence[Row], labels: Sequence[str] | None, directory: Path) -> tuple[str, ...]:
+def _walked(name: str) -> list[tuple[bool, str]]:
+    *parents, last = PurePosixPath(name).parts
+    return [*((True, parent) for parent in parents), (False, last)]
+
+
+def _listing(csv: Path | str, root: Path | str) -> Path | RemoteFile:
+    """The list `csv`: a file or URL of its own, or a path below `root`."""
+    path = local_path(csv)
+    if path is not None and (path.is_absolute() or path.is_file()):
+        return path
+    directory = local_path(root)
+    if path is not None and directory is not None:
+        return directory / path
+    url = str(csv) if path is None else f"{str(root).rstrip('/')}/{csv}"
+    return next(iter(remote_files(url).values()))
+
+
+def _ordered_labels(rows: Sequence[Row], labels: Sequence[str] | None, place: str) -> tuple[str, ...]:
     found = {row.label for row in rows}
     if labels is None:
         return tuple(sorted(found))
@@ -65,63 +101,48 @@ def _ordered_labels(rows: Sequence[Row], labels: Sequence[str] | None, directory
     unknown = sorted(found - set(given))
     if unknown:
         raise InputRefused(
-            f"{directory} has images labelled {', '.join(unknown[:5])}, which data.labels={list(given)} does not name."
+            f"{place} has images labelled {', '.join(unknown[:5])}, which data.labels={list(given)} does not name."
         )
     return given
 
 
-def _scan(directory: Path) -> list[Row]:
-    children = _directories(directory)
-    splits = [child for child in children if child.name.lower() in SPLIT_WORDS]
-    kinds = Counter(SPLIT_WORDS[child.name.lower()] for child in splits)
-    if splits and len(splits) == len(children) and kinds["train"]:
-        doubled = [kind for kind, count in kinds.items() if count > 1]
-        if doubled:
-            raise InputRefused(f"{directory} has several directories for the split '{doubled[0]}': keep one.")
-        rows = [row for split in splits for row in _classes(directory, split, SPLIT_WORDS[split.name.lower()])]
-    else:
-        rows = _classes(directory, directory, None)
+def _scan(files: Mapping[str, Source], directories: Sequence[str], place: str) -> list[Row]:
+    visible = [PurePosixPath(name) for name in directories if not any(_ignored(part) for part in PurePosixPath(name).parts)]
+    top = [directory.name for directory in visible if len(directory.parts) == 1]
+    kinds = Counter(SPLIT_WORDS.get(name.lower()) for name in top)
+    depth = 1 if top and not kinds[None] and kinds["train"] else 0  # of the directory that names the class
+    doubled = [kind for kind, count in kinds.items() if count > 1]
+    if depth and doubled:
+        raise InputRefused(f"{place} has several directories for the split '{doubled[0]}': keep one.")
+    rows = []
+    for name, source in files.items():
+        parts = PurePosixPath(name).parts
+        if len(parts) > depth + 1 and not any(map(_ignored, parts)) and PurePosixPath(name).suffix.lower() in EXTENSIONS:
+            split = SPLIT_WORDS[parts[0].lower()] if depth else None
+            rows.append(Row(key=name, source=source, label=composed(parts[depth]), split=split))
     if not rows:
         raise InputRefused(
-            f"{directory} holds no images in class directories. Expected {directory}/<class>/<image> or "
-            f"{directory}/train/<class>/<image> with {', '.join(sorted(EXTENSIONS))}; or list them in a CSV (data.csv=...)."
+            f"{place} holds no images in class directories. Expected {place}/<class>/<image> or "
+            f"{place}/train/<class>/<image> with {', '.join(sorted(EXTENSIONS))}; or list them in a CSV (data.csv=...)."
         )
-    empty = sorted({composed(child.name) for child in _class_directories(directory, splits)} - {row.label for row in rows})
+    classes = {composed(directory.name) for directory in visible if len(directory.parts) == depth + 1}
+    empty = sorted(classes - {row.label for row in rows})
     if empty:
         raise InputRefused(
-            f"{directory}: no images in the class director{'y' if len(empty) == 1 else 'ies'} "
+            f"{place}: no images in the class director{'y' if len(empty) == 1 else 'ies'} "
             f"{', '.join(empty)}. Add images or remove it."
         )
     return rows
 
 
-def _class_directories(directory: Path, splits: Sequence[Path]) -> list[Path]:
-    return [child for split in splits for child in _directories(split)] or _directories(directory)
-
-
-def _classes(directory: Path, parent: Path, split: Split | None) -> list[Row]:
-    return [
-        Row(key=path.relative_to(directory).as_posix(), path=path, label=composed(child.name), split=split)
-        for child in _directories(parent)
-        for path in _images(child)
-    ]
-
-
-def _directories(parent: Path) -> list[Path]:
-    return sorted(child for child in parent.iterdir() if child.is_dir() and not _ignored(child.name))
-
-
-def _images(directory: Path) -> Iterator[Path]:
+def _walk(directory: Path) -> Iterator[tuple[Path, list[str]]]:
     entered: set[str] = set()
     for place, children, names in os.walk(directory, followlinks=True):
         real = os.path.realpath(place)
         children[:] = [] if real in entered else sorted(child for child in children if not _ignored(child))
-        if real in entered:
-            continue
-        entered.add(real)
-        for name in sorted(names):
-            if not _ignored(name) and Path(name).suffix.lower() in EXTENSIONS:
-                yield Path(place) / name
+        if real not in entered:
+            entered.add(real)
+            yield Path(place), sorted(name for name in names if not _ignored(name))
 
 
 def _ignored(name: str) -> bool:

@@ -9,13 +9,13 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import LongTensor
 
+from toolkit.data.stored import Source, Stored
 from toolkit.data.threads import map_in_threads
 from toolkit.errors import InputRefused, UsageError, unknown_name
 
@@ -25,7 +25,8 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image: a unique `key` people can read, its class, its split, its file or uint8 pixels (HW or HWC), its slice.
+    """One image: a unique `key` people can read, its class, its split, its file (`Stored`: elsewhere) or uint8 pixels
+    (HW or HWC), its slice.
 
     A slice is a part of the data that is reported on its own (`mono`, `night`, `camera-2`); empty when there is none.
     """
@@ -33,7 +34,7 @@ class Sample:
     key: str
     target: int
     split: Split
-    source: Path | np.ndarray
+    source: Source
     slice: str = ""
 
     def __post_init__(self) -> None:
@@ -126,6 +127,8 @@ def content_digest(sample: Sample) -> str:
     source = sample.source
     if isinstance(source, np.ndarray):
         return hashlib.sha256(f"{source.shape}".encode() + np.ascontiguousarray(source).tobytes()).hexdigest()
+    if isinstance(source, Stored):
+        return source.digest()
     try:
         status = source.stat()
         return _file_digest(str(source), status.st_size, status.st_mtime_ns)

@@ -8,6 +8,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from toolkit.bundle import Preprocessing
 from toolkit.data.cache import limit_bytes
 from toolkit.data.images import ImageSet
@@ -22,7 +24,7 @@ def decoded_pixels(images: ImageSet, preprocessing: Preprocessing, *, cache: Pat
 
     Raises as `load_pixels` does.
     """
-    files = any(isinstance(sample.source, Path) for sample in images.samples)
+    files = any(not isinstance(sample.source, np.ndarray) for sample in images.samples)
     mapped = files and _num_bytes(images, preprocessing) <= limit_bytes(cache)
     return load_pixels(images, preprocessing, cache=cache if mapped else None)
 

@@ -6,8 +6,6 @@ resizing stay outside the graph, exact to PIL; scaling, mean and standard deviat
 Shapes: N batch, C channels, H height, W width.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from toolkit.bundle import Preprocessing
 from toolkit.data.decoding import decode
+from toolkit.data.stored import Source
 from toolkit.errors import UsageError
 
 _FILTERS = {
@@ -25,7 +24,7 @@ _FILTERS = {
 }
 
 
-def render(source: Path | bytes | np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+def render(source: Source | bytes, preprocessing: Preprocessing) -> np.ndarray:
     """The pixels a model sees: uint8 (H, W, C) at `preprocessing.size_px`, decoded, upright, converted, resized, cropped.
 
     Sizes and offsets round as in torchvision and timm, so their checkpoints see the pixels they were trained on.
@@ -43,7 +42,7 @@ def render(source: Path | bytes | np.ndarray, preprocessing: Preprocessing) -> n
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def decoded(source: Path | bytes | np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+def decoded(source: Source | bytes, preprocessing: Preprocessing) -> np.ndarray:
     """The whole image as a caller hands it to a graph that resizes: uint8 (H, W, C), upright, in the spec's colour mode.
 
     Raises `InputRefused` as `render` does.

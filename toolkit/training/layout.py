@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.backends.op_latency import cache_directory
 from toolkit.bundle import Preprocessing, environment
 from toolkit.bundle.atomic import write_atomic
+from toolkit.bundle.machine import cache_directory
 from toolkit.errors import EnvironmentProblem
 from toolkit.training import processes
 from toolkit.training.trainer import TrainerSpec
