@@ -12,7 +12,7 @@ from toolkit.cli import ALLOWED_TARGETS, checking, stage_names
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("__pycache__", "experiment", "run"))
-NEEDS_A_PLACE = {("data", "folder"), ("data", "torchvision")}
+NEEDS_A_PLACE = {("data", "folder"), ("data", "shards"), ("data", "torchvision")}
 
 
 def options(group: str) -> list[str]:

@@ -13,6 +13,7 @@ from toolkit.errors import UsageError, unknown_name
 
 TEXT = {"bundle", "baseline", "reference", "alias", "checkpoint", "teacher", "resume", "legacy", "store", "root", "csv"}
 SPECIAL = set(",'\"[]{}$\\")
+BRACES = re.compile(r"[^,'\"\[\]{}$\\]+(\{[^'\"\[\]{}$\\]*\}[^,'\"\[\]{}$\\]*)+")  # `s3://bucket/train-{0000..0007}.tar`
 
 
 def quoted(override: str) -> str:
@@ -25,7 +26,7 @@ def quoted(override: str) -> str:
         escaped = value.replace("'", r"\'")
         return f"{key}='{escaped}'"
     plain = separator and key.lstrip("+").rpartition(".")[2] in TEXT and value not in ("", "null", "???")
-    return f"{key}='{value}'" if plain and not SPECIAL & set(value) else override
+    return f"{key}='{value}'" if plain and (not SPECIAL & set(value) or BRACES.fullmatch(value)) else override
 
 
 def with_job_name(overrides: Sequence[str], stage: str) -> list[str]:

@@ -7,6 +7,7 @@ from toolkit.data.pixels import Pixels, load_pixels
 from toolkit.data.placing import decoded_pixels, place_pixels
 from toolkit.data.preprocessing import Normalise, decoded, render
 from toolkit.data.sampler import Batches, EpochSampler
+from toolkit.data.shard_order import ShardOrder, Shuffle
 from toolkit.data.undecoded import Images, Undecoded
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "Normalise",
     "Pixels",
     "Sample",
+    "ShardOrder",
+    "Shuffle",
     "Undecoded",
     "audit",
     "decoded",

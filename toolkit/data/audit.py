@@ -103,7 +103,7 @@ def _pixel_digest(sample: Sample) -> tuple[str, str]:
     if isinstance(source, Path) and source.is_file():
         status = source.stat()
         return _file_pixel_digest(source, status.st_size, status.st_mtime_ns)
-    return _stored_pixel_digest(source) if isinstance(source, Stored) else _decoded_digest(source)
+    return _decoded_digest(source)
 
 
 @functools.lru_cache(maxsize=1 << 20)
@@ -112,17 +112,21 @@ def _file_pixel_digest(path: Path, num_bytes: int, modified_ns: int) -> tuple[st
     return _decoded_digest(path)
 
 
-@functools.lru_cache(maxsize=1 << 20)
-def _stored_pixel_digest(source: Stored) -> tuple[str, str]:
-    return _decoded_digest(source)
-
-
 def _decoded_digest(source: Source) -> tuple[str, str]:
     try:
-        image = decode(source)
+        return _kept_digest(source) if isinstance(source, Stored) else _digest_of(source), ""
     except InputRefused as error:
         return "", str(error)
-    return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest(), ""
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def _kept_digest(source: Stored) -> str:
+    return _digest_of(source)
+
+
+def _digest_of(source: Source) -> str:
+    image = decode(source)
+    return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def _equal_images(images: ImageSet, digests: Sequence[str]) -> list[list[Sample]]:

@@ -61,6 +61,9 @@ class RemoteFile(Stored):
     def digest(self) -> str:
         return downloads().digest(self)
 
+    def prepare(self) -> None:
+        downloads().path(self)
+
     def blocks(self) -> Iterator[bytes]:
         """The file from its beginning, in blocks, from the store. Raises as `read` does."""
         system, name = opened(self.url, f"The data {self.url}")

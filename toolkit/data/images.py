@@ -9,12 +9,13 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import LongTensor
 
+from toolkit.data.shard_order import ShardOrder, Shuffle
 from toolkit.data.stored import Source, Stored
 from toolkit.data.threads import map_in_threads
 from toolkit.errors import InputRefused, UsageError, unknown_name
@@ -50,6 +51,7 @@ class Sample:
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images with their labels: `labels[k]` names target k. `licence` is shown to whoever trains on or ships them.
+    `shuffle`: how training mixes images that lie in shards; None for images that are read in any order.
 
     Raises `InputRefused` when two samples share a key, two labels a name, or a target has no label.
     """
@@ -58,6 +60,7 @@ class ImageSet:
     labels: tuple[str, ...]
     samples: tuple[Sample, ...]
     licence: str = ""
+    shuffle: Shuffle | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.labels)) != len(self.labels):
@@ -97,6 +100,14 @@ class ImageSet:
     def targets_N(self) -> LongTensor:  # noqa: N802
         """The class of each image, int64, in 0..K-1."""
         return torch.tensor([sample.target for sample in self.samples], dtype=torch.int64)  # pyright: ignore[reportReturnType]
+
+    def shard_order(self) -> ShardOrder | None:
+        """How training goes through the images where they lie in shards; None where any order does."""
+        if self.shuffle is None or not self.samples:
+            return None
+        numbers: dict[Any, int] = {}
+        shards = [numbers.setdefault(getattr(sample.source, "shard", None), len(numbers)) for sample in self.samples]
+        return ShardOrder(torch.tensor(shards, dtype=torch.int64), self.shuffle)  # pyright: ignore[reportArgumentType]
 
     def fingerprint(self) -> str:
         """64 hexadecimal digits that stand for every image's content, label and split, whatever their order or place.

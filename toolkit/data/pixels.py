@@ -19,6 +19,7 @@ from toolkit.bundle import Preprocessing
 from toolkit.data.cache import cached_pixels
 from toolkit.data.images import ImageSet, Sample
 from toolkit.data.preprocessing import render
+from toolkit.data.shard_order import ShardOrder
 from toolkit.data.threads import map_in_threads
 from toolkit.errors import InputRefused
 
@@ -27,13 +28,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Rendered images: uint8 pixels 0..255 (N, C, H, W), their classes (int64), keys and slices; `labels[k]` names class k."""
+    """Rendered images: uint8 pixels 0..255 (N, C, H, W), their classes (int64), keys and slices; `labels[k]` names class k.
+
+    `shards`: how training goes through them, where they come from shards.
+    """
 
     images_NCHW: Tensor
     targets_N: LongTensor
     keys: tuple[str, ...]
     slices: tuple[str, ...]
     labels: tuple[str, ...]
+    shards: ShardOrder | None = None
 
     def __post_init__(self) -> None:
         if self.images_NCHW.dtype != torch.uint8 or self.images_NCHW.ndim != 4:
@@ -68,6 +73,7 @@ class Pixels:
             keys=tuple(self.keys[i] for i in positions),
             slices=tuple(self.slices[i] for i in positions),
             labels=self.labels,
+            shards=None if self.shards is None else self.shards.take(chosen.cpu()),
         )
 
 
@@ -100,6 +106,7 @@ def load_pixels(
         keys=tuple(sample.key for sample in samples),
         slices=tuple(sample.slice for sample in samples),
         labels=images.labels,
+        shards=replace(images, samples=tuple(samples)).shard_order(),
     )
 
 

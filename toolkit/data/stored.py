@@ -20,5 +20,9 @@ class Stored(ABC):
     def digest(self) -> str:
         """The sha256 of the bytes, 64 hexadecimal digits. Raises as `read` does."""
 
+    @abstractmethod
+    def prepare(self) -> None:
+        """Bring the bytes near, so that a `read` soon after does not wait for a network. Raises as `read` does."""
+
 
 Source: TypeAlias = Path | np.ndarray | Stored

@@ -18,6 +18,10 @@ from torch import LongTensor, Tensor
 from toolkit.bundle import Preprocessing
 from toolkit.data.images import ImageSet
 from toolkit.data.preprocessing import render
+from toolkit.data.shard_order import ShardOrder
+from toolkit.data.stored import Stored
+
+NUM_FETCHING = 8  # files at a time: a store answers many requests as fast as one
 
 
 class Images(Protocol):
@@ -33,6 +37,8 @@ class Images(Protocol):
     def labels(self) -> tuple[str, ...]: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
+    @property
+    def shards(self) -> ShardOrder | None: ...
 
     def __len__(self) -> int: ...
 
@@ -49,13 +55,21 @@ class Undecoded:
         self.targets_N = self.images.targets_N()
         self.keys = tuple(sample.key for sample in self.images.samples)
         self.slices = tuple(sample.slice for sample in self.images.samples)
-        self.labels = images.labels
+        self.labels, self.shards = images.labels, images.shard_order()
         self.shape = (len(self.keys), preprocessing.num_channels, *preprocessing.size_px)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self._threads = ThreadPoolExecutor(cores, thread_name_prefix="decoding")
+        self._fetching = ThreadPoolExecutor(NUM_FETCHING, thread_name_prefix="fetching")
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def prepare(self, indices_N: Tensor) -> None:
+        """Begin to fetch what the images at `indices_N` lie in, where that is a store; what fails is told when it is read."""
+        sources = [self.images.samples[i].source for i in indices_N.tolist()]
+        places = {getattr(source, "shard", source): source for source in sources if isinstance(source, Stored)}
+        for source in places.values():
+            self._fetching.submit(source.prepare)
 
     def read(self, indices_N: Tensor) -> Tensor:
         """The images at `indices_N`, uint8 (B, C, H, W). Raises `InputRefused`, naming the file, for one that is damaged."""

@@ -66,6 +66,7 @@ def finetune(
         options = _with_batch_size(options, bundle, data, trainer, resume)
     recipe = {"schedule": schedule, "options": options, "precision": str(trainer.autocast_dtype or "float32")}
     parents = (bundle.digest, teacher.digest) if teacher else (bundle.digest,)
+    recipe |= {"shuffle": data.shuffle} if data.shuffle is not None else {}
     made = lineage("finetune", parents=parents, data_fingerprint=data.fingerprint(), recipe=recipe)
     found = store.find(
         stage=made.stage, parents=made.parents, recipe=recipe_yaml(recipe), data_fingerprint=made.data_fingerprint

@@ -172,6 +172,7 @@ def _identity(net: nn.Module, task: Task, schedule: Schedule) -> dict[str, str]:
     taught = {} if task.teacher is None else {"teacher": _hash(task.teacher.state_dict().values())}
     return {
         **taught,
+        **({} if train.shards is None else {"order of shards": _hash([train.shards.shard_N], [str(train.shards.shuffle)])}),
         "schedule": recipe_yaml({"schedule": schedule}),
         "options": recipe_yaml({"options": options}),
         "starting weights": _hash(net.state_dict().values()),

@@ -67,13 +67,11 @@ class Learner(LightningModule):
 
     def on_fit_start(self) -> None:
         """The net is on its device: prepare the present phase, at its start or where the checkpoint left it."""
-        options, classes = self.task.options, len(self.task.train.labels)
+        options, train = self.task.options, self.task.train
         weighted = options.class_weights is not False
-        weight_K = balanced_weights(self.task.train.targets_N, classes).to(self.device) if weighted else None
+        weight_K = balanced_weights(train.targets_N, len(train.labels)).to(self.device) if weighted else None
         self._objective = Objective(options.label_smoothing, weight_K, options.distillation)
-        self._num_batches = num_batches(
-            len(self.task.train), batch_size=options.images_a_step, world_size=processes.world_size()
-        )
+        self._num_batches = num_batches(len(train), batch_size=options.images_a_step, world_size=processes.world_size())
         processes.copy_from_first(self.net)
         if self.task.teacher is not None:
             self.task.teacher.to(self.device).eval()
@@ -172,12 +170,13 @@ class Learner(LightningModule):
         return feed
 
     def _begin_epoch(self, feed: Feed | None) -> None:
-        options, epochs_before = self.task.options, len(self.course.history)
+        options, train = self.task.options, self.task.train
         batches_N = epoch_batches(
-            len(self.task.train),
+            len(train),
             batch_size=options.images_a_step,
             seed=options.seed,
-            epoch=epochs_before,
+            epoch=len(self.course.history),
+            shards=train.shards,
             rank=processes.rank(),
             world_size=processes.world_size(),
         )

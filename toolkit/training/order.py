@@ -7,21 +7,29 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from toolkit.data import EpochSampler
+from toolkit.data import EpochSampler, ShardOrder
 from toolkit.errors import UsageError
 
 
 def epoch_batches(
-    num_samples: int, *, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    num_samples: int,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    shards: ShardOrder | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[Tensor]:
-    """The batches (indices_N) that process `rank` takes in epoch `epoch`, counted over all phases.
+    """The batches (indices_N) that process `rank` takes in epoch `epoch`, counted over all phases; near to `shards` if any.
 
     Every sample comes once, but for a last batch with fewer samples than processes, or a single one (no BatchNorm can
     train on it), which is dropped. Raises `UsageError` when nothing would be left.
     """
     sampler = EpochSampler(num_samples, seed)
     sampler.set_epoch(epoch)
-    batches_N = list(sampler.order().split(batch_size))
+    order_N = sampler.order() if shards is None else shards.order(batch_size=batch_size, seed=seed, epoch=epoch)
+    batches_N = list(order_N.split(batch_size))
     if len(batches_N[-1]) < max(world_size, min(2, batch_size)):
         batches_N.pop()
     if not batches_N:

@@ -14,9 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from toolkit.data import Images, Pixels
+from toolkit.data import Images, Pixels, Undecoded
 from toolkit.training.transfer import Indices, sent
 
+NUM_PREPARED = 32  # batches whose files are fetched from a store before they are read
 NUM_AHEAD = 3  # batches read before they are asked for: one in use by a slow reader, one waiting, one being copied
 
 
@@ -46,10 +47,21 @@ class Resident:
 
 
 class Ahead:
-    """Images that `read` (indices_N to uint8 NCHW, on the host) fetches in a thread, up to `num` expected batches ahead."""
+    """Images that `read` (indices_N to uint8 NCHW, on the host) fetches in a thread, up to `num` expected batches ahead.
 
-    def __init__(self, read: Callable[[Tensor], Tensor], device: torch.device, *, num: int = NUM_AHEAD) -> None:
-        self.read, self.device, self.num = read, device, num
+    `prepare` is told of the batches after those, so that what they need is on the way.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Tensor], Tensor],
+        device: torch.device,
+        *,
+        num: int = NUM_AHEAD,
+        prepare: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        self.read, self.device, self.num, self.prepare = read, device, num, prepare
+        self._unprepared: deque[Indices] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="images-ahead")
         self._expected: deque[Indices] = deque()
         self._coming: deque[tuple[Indices, Future[Tensor]]] = deque()
@@ -59,6 +71,7 @@ class Ahead:
             future.cancel()
         self._coming.clear()
         self._expected = deque(batches)
+        self._unprepared = deque(batches if self.prepare is not None else ())
         self._fill()
 
     def take(self, batch: Indices) -> Tensor:
@@ -70,6 +83,8 @@ class Ahead:
         return images_NCHW.to(self.device, non_blocking=True)
 
     def _fill(self) -> None:
+        while self.prepare is not None and len(self._unprepared) > max(0, len(self._expected) - NUM_PREPARED):
+            self.prepare(self._unprepared.popleft().host_N)
         while self._expected and len(self._coming) < self.num:
             batch = self._expected.popleft()
             self._coming.append((batch, self._thread.submit(self._fetch, batch.host_N)))
@@ -82,7 +97,7 @@ class Ahead:
 def source_of(images: Images, device: torch.device, *, share: float = 0.4) -> Source:
     """Images on the device when they are decoded and take at most `share` of its free memory; else read ahead."""
     if not isinstance(images, Pixels):
-        return Ahead(images.read, device)
+        return Ahead(images.read, device, prepare=images.prepare if isinstance(images, Undecoded) else None)
     if device.type != "cuda":
         return Resident(images.images_NCHW.to(device))
     free_bytes, _ = torch.cuda.mem_get_info(device)
