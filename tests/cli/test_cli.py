@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.cli import main, stage_names
+from toolkit.cli.arguments import quoted
 
 
 def run(arguments: list[str], where: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -93,3 +94,11 @@ def test_a_stage_that_makes_something_keeps_its_config_and_one_that_looks_leaves
     assert list(tmp_path.iterdir()) == []
     run(["adopt", "architecture=torchvision/resnet81"], tmp_path)
     assert len(list(tmp_path.glob("runs/adopt/*/.hydra/overrides.yaml"))) == 1
+
+
+def test_a_pattern_of_shards_is_text() -> None:
+    assert (
+        quoted("data.root=s3://bucket/{train,val}-{0000..0007}.tar") == "data.root='s3://bucket/{train,val}-{0000..0007}.tar'"
+    )
+    for other in ("data.root=a,b", "data.root={a: 1}", "data.root=${oc.env:HERE}", "data.labels=x{a,b}", "data.root='x{1..2}'"):
+        assert quoted(other) == other
