@@ -64,9 +64,8 @@ def finetune(
     options = replace(options, distillation=(options.distillation or Distillation()) if teacher else None)
     if options.batch_size == "auto":
         options = _with_batch_size(options, bundle, data, trainer, resume)
-    recipe = {"schedule": schedule, "options": options, "precision": str(trainer.autocast_dtype or "float32")}
+    recipe = {"schedule": schedule, "options": options, "precision": str(trainer.autocast_dtype or "float32"), **_order(data)}
     parents = (bundle.digest, teacher.digest) if teacher else (bundle.digest,)
-    recipe |= {"shuffle": data.shuffle} if data.shuffle is not None else {}
     made = lineage("finetune", parents=parents, data_fingerprint=data.fingerprint(), recipe=recipe)
     found = store.find(
         stage=made.stage, parents=made.parents, recipe=recipe_yaml(recipe), data_fingerprint=made.data_fingerprint
@@ -100,6 +99,11 @@ def finetune(
     store.add_report(_training_report(child, result, {"labels": asdict(changes), **_taught(teacher, child)}))
     log.info("Bundle %s: %s %.4f on the validation split.", child.short, result.monitor, result.best_metric)
     return child
+
+
+def _order(data: ImageSet) -> dict[str, Any]:
+    """What the recipe says of the order of images that lie in shards; nothing for others."""
+    return {} if data.shuffle is None else {"shuffle": data.shuffle}
 
 
 def _with_batch_size(
