@@ -16,7 +16,9 @@ from toolkit.training import trainer as machine
     [
         {"accelerator": "tpu"},
         {"precision": "16-mixed"},
-        {"strategy": "fsdp"},
+        {"strategy": "deepspeed"},
+        {"strategy": "fsdp", "channels_last": True},
+        {"strategy": "fsdp", "channels_last": False, "compile": True},
         {"threads": 0},
         {"devices": 2},
         {"num_nodes": 2},

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from toolkit.training.sharding import locals_of, parted
+
 
 class Average:
     """The average of the `live` tensors (name to tensor), starting at their present values.
@@ -21,25 +23,26 @@ class Average:
         self.decay = decay
         self.num_updates = 0
         self.names = list(live)
-        self.live = [tensor.detach() for tensor in live.values()]
-        self.mean = [tensor.clone() for tensor in self.live]
+        self.mean = [tensor.detach().clone() for tensor in live.values()]
+        self._live = locals_of(tensor.detach() for tensor in live.values())
+        self._mean = locals_of(self.mean)
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the live tensors by one step."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self.mean, self.live, 1 - decay)
+        torch._foreach_lerp_(self._mean, self._live, 1 - decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the live tensors hold the averaged values for the length of the block."""
-        held = [tensor.clone() for tensor in self.live]
-        torch._foreach_copy_(self.live, self.mean)
+        held = [tensor.clone() for tensor in self._live]
+        torch._foreach_copy_(self._live, self._mean)
         try:
             yield
         finally:
-            torch._foreach_copy_(self.live, held)
+            torch._foreach_copy_(self._live, held)
 
     def state_dict(self) -> dict[str, object]:
         """The averaged values and the step count, as plain data."""
@@ -50,5 +53,6 @@ class Average:
         mean, num_updates = state["mean"], state["num_updates"]
         assert isinstance(mean, dict)
         assert isinstance(num_updates, int)
-        torch._foreach_copy_(self.mean, [mean[name] for name in self.names])
+        taken = [parted(mean[name], like) for name, like in zip(self.names, self.mean, strict=True)]
+        torch._foreach_copy_(self._mean, locals_of(taken))
         self.num_updates = num_updates

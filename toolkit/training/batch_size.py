@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from toolkit.bundle import Preprocessing
 from toolkit.data.placing import free_bytes
-from toolkit.errors import EnvironmentProblem, InputRefused
+from toolkit.errors import EnvironmentProblem, InputRefused, UsageError
 from toolkit.training.options import FitOptions
 from toolkit.training.trainer import TrainerSpec
 
@@ -42,10 +42,12 @@ def settled(
     """`options` with a number for `batch_size`: as it is, as the run in `resume` had it, or found by trying `net`.
 
     `num_train` training images bound it: an epoch keeps at least 16 steps. Raises `EnvironmentProblem` when not even two
-    images fit.
+    images fit, `UsageError` for a sharded net.
     """
     if options.batch_size != "auto":
         return options
+    if trainer.strategy == "fsdp":
+        raise UsageError("options.batch_size=auto tries the whole net on one device; with strategy=fsdp give a number")
     if resume is not None:
         return replace(options, batch_size=_before(resume))
     most = max(2, min(LARGEST, num_train // LEAST_STEPS_AN_EPOCH))

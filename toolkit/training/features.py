@@ -70,7 +70,7 @@ def feature_feed(net: nn.Module, head: nn.Module, images: ImageFeed, *, tick: Ti
                 logits_NK = forward(batch)
                 if len(taken) != 1:
                     return None
-                if not features and not torch.equal(_outside(head, taken[0]).flatten(1), logits_NK):
+                if not features and not torch.equal(head(taken[0]).flatten(1), logits_NK):
                     return None
                 features.append(taken[0])
     return FeatureFeed(head, images, train_features=torch.cat(found[0]), val_features=torch.cat(found[1]))
@@ -88,7 +88,3 @@ def _captured(head: nn.Module) -> Iterator[list[Tensor]]:
         yield taken
     finally:
         handle.remove()
-
-
-def _outside(head: nn.Module, features: Tensor) -> Tensor:
-    return type(head).forward(head, features)

@@ -161,13 +161,21 @@ class ImageFeed:
 
 
 def validation_logits(feed: Feed, task: Task, *, device: torch.device, tick: Tick) -> Tensor:
-    """logits_NK of all validation samples, the batches shared among the processes."""
+    """logits_NK of all validation samples, the batches shared among the processes.
+
+    Where they do not come out even, some processes take a batch a second time: a sharded net computes with all of them or not.
+    """
     count, num_classes = len(task.val), len(task.train.labels)
     logits_NK = torch.zeros(count, num_classes, device=device)
-    batches = indices(torch.arange(count).split(task.options.images_a_step), device)[processes.rank() :: processes.world_size()]
-    feed.expect(batches, split="val")
-    for batch in batches:
+    batches = indices(torch.arange(count).split(task.options.images_a_step), device)
+    num_rounds = -(-len(batches) // processes.world_size())
+    mine = range(processes.rank(), num_rounds * processes.world_size(), processes.world_size())
+    feed.expect([batches[number % len(batches)] for number in mine], split="val")
+    for number in mine:
         tick()
-        logits_NK[batch.here_N] = feed.validate(batch).float()
+        batch = batches[number % len(batches)]
+        found_NK = feed.validate(batch).float()
+        if number < len(batches):
+            logits_NK[batch.here_N] = found_NK
     processes.sum_in_place([logits_NK])
     return logits_NK

@@ -1,6 +1,7 @@
 """Fit a net to images: the one way anything is trained, whether to transfer, to retrain or to recover from pruning."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -93,9 +94,10 @@ def fit(
         trainer = with_layout(trainer, net, preprocessing, batch_size=options.images_a_step, run_dir=run_dir, resume=resume)
         torch.manual_seed(options.seed)
         with Progress(options.monitor, quiet=not processes.is_first()) as progress, _layout(net, trainer):
-            head = net.get_submodule(find_head(net))
+            trained = copy.deepcopy(net) if trainer.strategy == "fsdp" else net  # which takes a module apart for good
+            head = trained.get_submodule(find_head(net))
             around = Surroundings(trainer, stage_names(net), head, checkpoints, signals, progress)
-            learner = Learner(net, task=task, schedule=schedule, around=around, state=state)
+            learner = Learner(trained, task=task, schedule=schedule, around=around, state=state)
             if not learner.course.finished:
                 named = trainer.loggers.values() if isinstance(trainer.loggers, Mapping) else trainer.loggers
                 _run(learner, trainer, loggers=_opened([*loggers, *named], run_dir), run_dir=run_dir)
@@ -119,7 +121,8 @@ def _run(learner: Learner, trainer: TrainerSpec, *, loggers: Sequence[Logger], r
     try:
         run_lightning(learner, trainer, loggers=loggers, run_dir=run_dir)
     except Stopped:
-        learner.save()
+        if trainer.strategy != "fsdp":  # all its processes have saved together
+            learner.save()
         message = f"Stopped by a signal at step {learner.course.num_steps}; continue with resume={run_dir}"
         logger.warning(message)
         raise Terminated(message) if signals.terminated else Interrupted(message) from None

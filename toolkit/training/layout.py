@@ -37,7 +37,7 @@ def with_layout(
 ) -> TrainerSpec:
     """`trainer` with true or false for `channels_last`: as it is, as the run to resume had it, or tried on copies of `net`.
 
-    Processes that train together do not try (they could disagree): they take NHWC.
+    Processes that train together do not try (they could disagree): they take NHWC, a sharded net NCHW, all it has.
     """
     if trainer.channels_last != "auto":
         return trainer
@@ -45,7 +45,7 @@ def with_layout(
     if resume and kept.is_file():
         return replace(trainer, channels_last=bool(json.loads(kept.read_bytes())["channels_last"]))
     if trainer.strategy != "auto" or not any(isinstance(module, nn.Conv2d) for module in net.modules()):
-        chosen = trainer.strategy != "auto"
+        chosen = trainer.strategy == "ddp"
     else:
         chosen = _remembered(trainer, net, preprocessing, min(batch_size, BATCH))
     if processes.is_first():

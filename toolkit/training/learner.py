@@ -31,9 +31,11 @@ from toolkit.training.optimiser import build_optimiser, clip, rate_factor, set_r
 from toolkit.training.order import StepCounts, epoch_batches, num_batches
 from toolkit.training.post_mortem import post_mortem
 from toolkit.training.progress import title_of
-from toolkit.training.randomness import random_state, restore_random_state
 from toolkit.training.schedule import Phase, Schedule
+from toolkit.training.sharding import gathered, locals_of, parted_weights, shard
+from toolkit.training.state import restore, state_of
 from toolkit.training.surroundings import Stopped, Surroundings
+from toolkit.training.tally import Tally
 from toolkit.training.trainer import num_threads
 from toolkit.training.transfer import indices
 
@@ -52,13 +54,19 @@ class Learner(LightningModule):
         if state is not None:
             net.load_state_dict(state["net"])
         self._call = torch.compile(net) if around.spec.compile else net
-        self._number_format = (
-            around.spec.autocast_dtype
-        )  # asking the drivers for devices at each step costs more than a small step
+        self._number_format = around.spec.autocast_dtype  # asking the drivers costs more than a small step
+        self._sharded = around.spec.strategy == "fsdp"
         self._saved_at_s = self._watch_s = time.monotonic()
         self._average: Average | None = None
 
     # -- hooks Lightning calls ----------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """The processes have met: all take the first one's weights, and each its part where the net is sharded."""
+        processes.copy_from_first(self.net, self.trainer.strategy.root_device)
+        if self._sharded:
+            shard(self.net, self.around.head, device_type=self.around.spec.device_type)
+            self.course.best = parted_weights(self.course.best, self.net)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Freeze for the present phase and build its optimiser."""
@@ -72,7 +80,6 @@ class Learner(LightningModule):
         weight_K = balanced_weights(train.targets_N, len(train.labels)).to(self.device) if weighted else None
         self._objective = Objective(options.label_smoothing, weight_K, options.distillation)
         self._num_batches = num_batches(len(train), batch_size=options.images_a_step, world_size=processes.world_size())
-        processes.copy_from_first(self.net)
         if self.task.teacher is not None:
             self.task.teacher.to(self.device).eval()
         self._begin_phase(self._state)
@@ -91,9 +98,7 @@ class Learner(LightningModule):
         with num_threads(self._feed.threads):
             for _ in range(num_steps):
                 self._step()
-                self._tick()
-                if self._save_is_due():
-                    self.save()
+                self._pause()
         self.around.progress.advance(num_steps)
 
     def on_train_epoch_end(self) -> None:
@@ -108,18 +113,17 @@ class Learner(LightningModule):
             logger.save()
         if course.next_epoch(num_epochs=phase.epochs, patience=self.task.options.patience):
             self._begin_epoch(self._feed)
-            if self._save_is_due():
-                self.save()
+            self._pause()
         else:
             self.around.progress.phase_done()
             course.next_phase(len(self.schedule.phases))
             self.net.load_state_dict(course.best)
             if course.finished:
                 self.trainer.should_stop = True
-                self.save()
+                course.best = gathered(course.best)
             else:
                 self._begin_phase(None)
-                self.save()
+            self.save()
 
     # -- phases and epochs --------------------------------------------------------------------------------------------
 
@@ -146,7 +150,7 @@ class Learner(LightningModule):
         live = {name: p for name, p in self.net.named_parameters() if p.requires_grad} | running_statistics(self.net)
         self._average = Average(live, decay=options.ema_decay) if options.ema_decay else None
         if state is not None:
-            self._restore(state)
+            restore(state, self._optimiser, self._average, self.device)
         where = f"phase {self.course.phase + 1}, {title_of(phase)}"
         self._guard = FiniteGuard(self._optimiser, device=self.device, where=where, explain=self._explain)
         done = self.course.epoch * self._num_batches + self.course.batch
@@ -177,11 +181,10 @@ class Learner(LightningModule):
             seed=options.seed,
             epoch=len(self.course.history),
             shards=train.shards,
-            rank=processes.rank(),
-            world_size=processes.world_size(),
+            **processes.place(),
         )
         self._batches = indices(batches_N, self.device)
-        self._tally = torch.tensor(self.course.tally, device=self.device)
+        self._tally = Tally(self.course.tally, device=self.device, together=self._sharded)
         if feed is not None:
             feed.expect(self._batches, split="train")
 
@@ -199,12 +202,12 @@ class Learner(LightningModule):
         weight = weights_T[0].clone()
         processes.sum_in_place([weights_T])
         loss = (terms_T / weights_T).sum()  # this process's part of the batch's mean loss
-        right = (batch.logits_NK.detach().argmax(1) == batch.targets.first_N).sum()
-        self._tally += torch.stack([loss.detach() * weights_T[0], weight, right])
+        self._tally.add(loss.detach() * weights_T[0], weight, (batch.logits_NK.argmax(1) == batch.targets.first_N).sum())
         loss.backward()
-        gradients = [p.grad for p in self._learning if p.grad is not None]
-        processes.sum_in_place(gradients)
-        norm = clip(gradients, norm=options.clip_norm)
+        gradients = locals_of(p.grad for p in self._learning if p.grad is not None)
+        if not self._sharded:
+            processes.sum_in_place(gradients)
+        norm = clip(gradients, norm=options.clip_norm, parts=self._sharded)
         self._guard.admit(course.num_steps + 1, loss, norm)
         self._optimiser.step()
         for parameter in self._learning:
@@ -220,9 +223,10 @@ class Learner(LightningModule):
         batch = self._batches[course.batch - (course.num_steps - (step - 1))]
         moment = Moment(self.task.options.seed, len(course.history), step - 1)
         path = self.around.checkpoints.directory.parent / f"diverged_step_{step}{processes.suffix()}"
-        feed, keys = self._feed, self.task.train.keys
         with self._autocast():
-            return post_mortem(self.net, feed, self._objective, batch, moment=moment, keys=keys, path=path)
+            return post_mortem(
+                self.net, self._feed, self._objective, batch, moment=moment, keys=self.task.train.keys, path=path
+            )
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return (
@@ -238,8 +242,6 @@ class Learner(LightningModule):
             found = scores(self._validate(), self.task.val.targets_N)
             if self.course.is_best(found, self.task.options.monitor):
                 self.course.best = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
-        processes.sum_in_place([self._tally])
-        total, weight, right = self._tally.tolist()
         count = min(len(self.task.train), self._num_batches * self.task.options.images_a_step)
         self._clock()
         return {
@@ -247,8 +249,7 @@ class Learner(LightningModule):
             "epoch": self.course.epoch + 1,
             "step": self.course.num_steps,
             "lr": max(group["lr"] for group in self._optimiser.param_groups),
-            "train_loss": total / weight,
-            "train_accuracy": right / count,
+            **self._tally.means(count),
             **found,
             "seconds": round(self.course.seconds, 3),
         }
@@ -265,7 +266,19 @@ class Learner(LightningModule):
 
     def _tick(self) -> None:
         """Between two batches: leave when a signal asks for it; what is unwound on the way leaves a state to save."""
-        if self.around.signals.received is not None:
+        if self.around.signals.received is not None and not self._sharded:
+            raise Stopped
+
+    def _pause(self) -> None:
+        """Between two steps: save when it is time to, leave when a signal asks for it; a sharded net's processes agree."""
+        self._tick()
+        stops, saves = 0, int(self._save_is_due())
+        if self._sharded:
+            stops, saves = processes.largest(self.around.signals.received or 0, saves)
+        if stops or saves:
+            self.save()
+        if stops:
+            self.around.signals.received = stops
             raise Stopped
 
     def _save_is_due(self) -> bool:
@@ -275,23 +288,11 @@ class Learner(LightningModule):
         """Write a checkpoint, if all is finite (else `Diverged`); only the first process does."""
         self._guard.look()
         self._clock()
-        self.course.tally = self._tally.tolist()
-        state = {
-            "course": self.course.state_dict(),
-            "net": self.net.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-            "average": None if self._average is None else self._average.state_dict(),
-            "random": random_state(self.device),
-        }
+        self.course.tally = self._tally.so_far()
+        state = state_of(self.net, self.course, self._optimiser, self._average, self.device)
         if processes.rank() == 0:
             self.around.checkpoints.save(state)
         self._saved_at_s = time.monotonic()
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self._optimiser.load_state_dict(state["optimiser"])
-        if self._average is not None:
-            self._average.load_state_dict(state["average"])
-        restore_random_state(state["random"], self.device)
 
     def _clock(self) -> None:
         now_s = time.monotonic()

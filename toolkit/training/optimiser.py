@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from toolkit.training import processes
 from toolkit.training.freeze import Stages, parameters_by_stage
 from toolkit.training.schedule import Phase
 
@@ -51,9 +52,16 @@ def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
 
 
 @torch.no_grad()
-def clip(gradients: list[Tensor], *, norm: float | None) -> Tensor:
-    """Scale `gradients` in place to a 2-norm of at most `norm` together (None: as they are); returns the norm before."""
+def clip(gradients: list[Tensor], *, norm: float | None, parts: bool = False) -> Tensor:
+    """Scale `gradients` in place to a 2-norm of at most `norm` together (None: as they are); returns the norm before.
+
+    `parts`: each process holds a part of every gradient, and the norm is that of the whole.
+    """
     total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if parts:
+        square = total.square()
+        processes.sum_in_place([square])
+        total = square.sqrt()
     if norm is not None:
         torch._foreach_mul_(gradients, torch.clamp(norm / (total + 1e-6), max=1.0))
     return total

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from toolkit.bundle.atomic import write_atomic
 from toolkit.training.feed import Feed, ImageFeed, Moment
 from toolkit.training.loss import Objective, Targets
+from toolkit.training.sharding import is_sharded
 from toolkit.training.transfer import Indices
 
 
@@ -29,8 +30,11 @@ def post_mortem(
     """Sentences on the first module that was not finite and on where the batch lies.
 
     `path` plus `.safetensors` receives what the net (or the head) was given, after augmentation, with the targets; `path` plus
-    `.json` the step, the images' `keys` and the finding. Call it in the autocast context of the step.
+    `.json` the step, the images' `keys` and the finding. Call it in the autocast context of the step. A sharded net is not
+    searched, and nothing is written.
     """
+    if is_sharded(net):  # a process that found something would leave the others waiting for it
+        return "The module at fault is not searched for in a sharded net: trainer=ddp does that. "
     if isinstance(feed, ImageFeed):
         feed.net = net  # hooks do not reach into a compiled net
     with _statistics_kept(net):

@@ -1,7 +1,9 @@
 """Sums over the processes of a data-parallel fit; with one process, nothing happens."""
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,11 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def place() -> dict[str, int]:
+    """`rank` and `world_size`, by name."""
+    return {"rank": rank(), "world_size": world_size()}
 
 
 def suffix() -> str:
@@ -49,11 +56,27 @@ def average_in_place(tensors: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def copy_from_first(net: nn.Module) -> None:
-    """Give every process the parameters and buffers of process 0."""
+def copy_from_first(net: nn.Module, device: torch.device) -> None:
+    """Give every process the parameters and buffers of process 0, by way of `device`."""
     if world_size() > 1:
         for tensor in _tensors(net):
-            dist.broadcast(tensor, src=0)
+            sent = tensor.to(device)
+            dist.broadcast(sent, src=0)
+            tensor.copy_(sent)
+
+
+def largest(*numbers: int) -> list[int]:
+    """Each number's largest value over the processes: asked among the hosts, so that no device has to be waited for."""
+    if world_size() == 1:
+        return list(numbers)
+    found = torch.tensor(numbers)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=_hosts())
+    return found.tolist()
+
+
+@functools.cache
+def _hosts() -> Any:
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def _tensors(net: nn.Module) -> Iterable[Tensor]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from toolkit.errors import EnvironmentProblem, UsageError, unknown_name
@@ -26,6 +26,7 @@ LoggerMaker = Logger | Callable[[Path], Logger]
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("auto", "32", "bf16-mixed")
+STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TrainerSpec:
     is only taken when asked for, and refused where it would be emulated: a bundle's recipe names the number format, and the
     same command should make the same bundle on the next machine). `channels_last` lays images and convolution weights out
     NHWC; "auto" tries both for some seconds, once a machine.
+    `strategy`: ddp lets each process hold the net, fsdp a part of it (for nets too large for one device; in NCHW, uncompiled).
     `compile` runs the net through torch.compile (minutes to start). `threads` None leaves torch's setting.
     `cache_features` computes the features of a head-only phase once. `checkpoint_every_s`: the most seconds between two
     checkpoints, at the next step after; 0 writes one at every step. `loggers` (plain or by name) receive each epoch's metrics.
@@ -44,7 +46,7 @@ class TrainerSpec:
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: str | int = "auto"
     channels_last: bool | Literal["auto"] = True
     compile: bool = False
@@ -58,14 +60,16 @@ class TrainerSpec:
             raise unknown_name("accelerator", self.accelerator, ACCELERATORS)
         if str(self.precision) not in PRECISIONS:
             raise unknown_name("precision", str(self.precision), PRECISIONS)
-        if self.strategy not in ("auto", "ddp"):
-            raise unknown_name("strategy", self.strategy, ["auto", "ddp"])
+        if self.strategy not in STRATEGIES:
+            raise unknown_name("strategy", self.strategy, STRATEGIES)
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads is {self.threads}; it must be at least 1, or null to leave torch's setting")
         if self.num_nodes < 1 or (isinstance(self.devices, int) and self.devices < 1):
             raise UsageError(f"devices is {self.devices} and num_nodes {self.num_nodes}; each must be at least 1")
         if self.strategy == "auto" and (self.num_nodes > 1 or self.devices != 1):
-            raise UsageError("several devices or nodes need strategy=ddp (trainer=ddp)")
+            raise UsageError("several devices or nodes need strategy=ddp (trainer=ddp) or fsdp (trainer=fsdp)")
+        if self.strategy == "fsdp" and (self.channels_last is True or self.compile):
+            raise UsageError("strategy=fsdp trains in NCHW and uncompiled: set channels_last=false and compile=false")
         if self.checkpoint_every_s < 0:
             raise UsageError(f"checkpoint_every_s is {self.checkpoint_every_s}; it must not be negative")
 
@@ -119,13 +123,13 @@ class SummedGradients(DDPStrategy):
 
 def run_lightning(learner: LightningModule, spec: TrainerSpec, *, loggers: Sequence[Logger], run_dir: Path) -> None:
     """Run `learner` to its end under a Lightning Trainer that prints nothing and writes only through `loggers`."""
-    strategy = SummedGradients() if spec.strategy == "ddp" else "auto"
+    made = {"ddp": SummedGradients, "fsdp": ModelParallelStrategy}.get(spec.strategy)
     with _quiet():
         trainer = Trainer(
             accelerator=spec.device_type,
             devices=spec.devices,
             num_nodes=spec.num_nodes,
-            strategy=strategy,
+            strategy=made() if made else "auto",
             precision="32-true",
             max_epochs=-1,
             limit_val_batches=0,
