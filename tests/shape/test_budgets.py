@@ -73,7 +73,8 @@ def test_no_script_or_config_without_its_stage() -> None:
 def test_every_config_group_ships() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     listed = set(project["tool"]["setuptools"]["packages"])
-    groups = {f"toolkit.conf.{p.name}" for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    folders = [p for p in (ROOT / "conf").rglob("*") if p.is_dir() and p.name != "__pycache__"]
+    groups = {".".join(("toolkit", *p.relative_to(ROOT).parts)) for p in folders}
     packages = {"toolkit"} | {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "toolkit").rglob("__init__.py")}
     assert listed == groups | packages | {"toolkit.conf"}
 

@@ -11,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from toolkit.cli import ALLOWED_TARGETS, checking, stage_names
 
 CONF = Path(__file__).parents[2] / "conf"
-GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("__pycache__", "experiment", "run"))
+GROUPS = sorted(
+    p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("__pycache__", "experiment", "run", "launcher", "hydra")
+)
 NEEDS_A_PLACE = {("data", "folder"), ("data", "shards"), ("data", "torchvision")}
 
 

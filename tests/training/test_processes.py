@@ -108,6 +108,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_agree_with_one(one: dict, tmp_path: Path) -> None:
     assert run_script(tmp_path, strategy="ddp", num_processes=2, run_dir=tmp_path / "run") == [0, 0]
     for result in results(tmp_path / "run"):
@@ -115,6 +116,7 @@ def test_two_processes_agree_with_one(one: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_sharded_net_stopped_and_resumed_agrees_with_one_process(one: dict, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     codes = run_script(tmp_path, strategy="fsdp", num_processes=2, run_dir=run_dir, stop_at=17)
@@ -137,7 +139,7 @@ def test_a_sharded_net_stopped_and_resumed_agrees_with_one_process(one: dict, tm
     ("name", "expected"),
     [
         ("vit_b_16", {"EncoderBlock": 12, "Conv2d": 1}),
-        ("resnet50", {"Bottleneck": 15}),
+        ("resnet50", {"Bottleneck": 13}),
         ("swin_v2_t", {"SwinTransformerBlockV2": 12, "PatchMergingV2": 2}),
     ],
 )

@@ -23,7 +23,6 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,8 +32,11 @@ from rich.table import Table
 import toolkit.stages
 from toolkit import __version__
 from toolkit.bundle import Bundle, Report, Store
-from toolkit.cli.arguments import explained, quoted, with_job_name
+from toolkit.cli import sweeping
+from toolkit.cli.arguments import explained, missing_extra, quoted, with_job_name
 from toolkit.cli.checking import check, refuse_missing, target
+from toolkit.cli.optuna_sweeper import register
+from toolkit.cli.sweeping import Outcome
 from toolkit.cli.termination import clean_termination
 from toolkit.errors import EnvironmentProblem, ToolkitError, UsageError, unknown_name
 
@@ -80,16 +82,22 @@ def stage_function(stage: str) -> Callable[..., Any]:
 
 def _run_hydra(stage: str, overrides: list[str]) -> int:
     """Compose the stage's config, run it once or as a sweep, and return the exit code (of a sweep: the gravest)."""
-    codes: list[int] = []
-    made: list[tuple[list[str], Bundle, Store, Path]] = []
-    original = sys.argv
+    outcomes: list[Outcome] = []
+    original, start = sys.argv, sweeping.here()
 
-    def task(config: DictConfig) -> None:
+    def task(config: DictConfig) -> Outcome:
         sys.argv = original  # a strategy that starts further processes repeats this command line
-        codes.append(_run_job(config, made))
-        if codes[-1] in STOPPED:  # a sweep does not go on with its next job
-            raise SystemExit(codes[-1])
+        outcome = _run_job(config)
+        if sweeping.here() == start:
+            outcomes.append(outcome)
+        else:
+            sweeping.keep(outcome)
+        if outcome.code in STOPPED:  # a sweep does not go on with its next job
+            raise SystemExit(outcome.code)
+        return outcome
 
+    register()
+    sweeping.ENDED.clear()
     decorated = hydra.main(version_base="1.3", config_path="pkg://toolkit.conf", config_name=stage)(task)
     sys.argv = [original[0], *with_job_name([quoted(override) for override in overrides], stage)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, instead of as Hydra's printout
@@ -102,24 +110,16 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
         return _refused(error, stage, verbose=verbose)
     finally:
         sys.argv = original
-    if len(made) > 1:
-        _summarise(made)
-    return max(codes, default=0, key=GRAVITY.index)
-
-
-def _summarise(made: Sequence[tuple[list[str], Bundle, Store, Path]]) -> None:
-    """The table and the plot at the end of a sweep that made several bundles."""
-    from toolkit.release.sweep import summarise
-    from toolkit.release.tables import open_console
-
-    _, _, store, directory = made[-1]
-    common = set.intersection(*(set(settings) for settings, *_ in made))
-    varied = [(", ".join(text for text in settings if text not in common), bundle) for settings, bundle, *_ in made]
-    summarise(varied, store, directory, open_console())
+    for directory in sweeping.ENDED:
+        outcomes += sweeping.kept(directory)
+        sweeping.summarise(outcomes, directory)
+    return max((outcome.code for outcome in outcomes), default=0, key=GRAVITY.index)
 
 
 def _refused(error: Exception, stage: str, *, verbose: bool) -> int:
-    """What went wrong outside the stage: composing the config, or making the run directory."""
+    """What went wrong outside the stage: composing the config, starting a launcher, or making the run directory."""
+    if isinstance(error, ToolkitError) or (extra := missing_extra(error)):
+        return _fail(error if isinstance(error, ToolkitError) else extra, verbose=verbose)
     if isinstance(error, HydraException):
         return _fail(explained(error, stage), verbose=verbose)
     if isinstance(error, OSError):
@@ -131,35 +131,36 @@ def _refused(error: Exception, stage: str, *, verbose: bool) -> int:
     return _fail(UsageError(str(error).splitlines()[0] if str(error) else type(error).__name__), verbose=verbose)
 
 
-def _run_job(config: DictConfig, made: list[tuple[list[str], Bundle, Store, Path]]) -> int:
+def _run_job(config: DictConfig) -> Outcome:
     verbose = bool(HydraConfig.get().verbose)
     try:
-        return run_stage(config, made)
+        return run_stage(config)
     except KeyboardInterrupt:
-        return 130
+        return Outcome(130)
     except SystemExit as stopped:
-        return int(stopped.code or 0)
+        return Outcome(int(stopped.code or 0))
     except Exception as error:
-        cause = _root_cause(error)
-        if isinstance(cause, ToolkitError):
-            return _fail(cause, verbose=verbose)
-        if isinstance(cause, torch.OutOfMemoryError):
-            return _fail(EnvironmentProblem("The device ran out of memory: lower options.batch_size."), verbose=verbose)
-        if isinstance(cause, OSError):
-            return _fail(EnvironmentProblem(f"{cause.filename or 'The disk'}: {cause.strerror or cause}."), verbose=verbose)
-        if isinstance(cause, (OmegaConfBaseException, InstantiationException)):
-            return _fail(UsageError(str(cause).splitlines()[0]), verbose=verbose)
-        traceback.print_exception(cause)
-        print(
-            f"Internal error: {type(cause).__name__}: {cause}\nThis is a bug of the toolkit; please report it.", file=sys.stderr
-        )
-        return INTERNAL_ERROR
+        return Outcome(_failed(_root_cause(error), verbose=verbose))
 
 
-def run_stage(config: DictConfig, made: list[tuple[list[str], Bundle, Store, Path]] | None = None) -> int:
-    """Instantiate the composed `config`, call its stage and show the result; returns the exit code.
+def _failed(cause: BaseException, *, verbose: bool) -> int:
+    """Say what went wrong inside a stage; returns the exit code."""
+    if isinstance(cause, ToolkitError):
+        return _fail(cause, verbose=verbose)
+    if isinstance(cause, torch.OutOfMemoryError):
+        return _fail(EnvironmentProblem("The device ran out of memory: lower options.batch_size."), verbose=verbose)
+    if isinstance(cause, OSError):
+        return _fail(EnvironmentProblem(f"{cause.filename or 'The disk'}: {cause.strerror or cause}."), verbose=verbose)
+    if isinstance(cause, (OmegaConfBaseException, InstantiationException)):
+        return _fail(UsageError(str(cause).splitlines()[0]), verbose=verbose)
+    traceback.print_exception(cause)
+    print(f"Internal error: {type(cause).__name__}: {cause}\nThis is a bug of the toolkit; please report it.", file=sys.stderr)
+    return INTERNAL_ERROR
 
-    `made` receives what a sweep's summary needs of a job that made a bundle: its overrides, bundle, store and directory.
+
+def run_stage(config: DictConfig) -> Outcome:
+    """Instantiate the composed `config`, call its stage and show the result; returns the outcome, for a sweep in full.
+
     Raises whatever the stage raises; configuration errors are `UsageError`.
     """
     from toolkit.release.tables import open_console, show_bundle, show_report  # heavy; not for `--help` and completion
@@ -177,13 +178,12 @@ def run_stage(config: DictConfig, made: list[tuple[list[str], Bundle, Store, Pat
         show_report(result, open_console())
         for name, path in result.details.get("files", {}).items():
             Console(soft_wrap=True, highlight=False).print(f"{name}: {path}")
-        return VERDICT_EXIT_CODES[result.verdict]
+        return Outcome(VERDICT_EXIT_CODES[result.verdict])
     if isinstance(result, Bundle) and store is not None:
         show_bundle(result, store, open_console())
-        if made is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
-            job = HydraConfig.get()
-            made.append(([str(text) for text in job.overrides.task], result, store, Path(job.sweep.dir)))
-    return 0
+        if sweeping.is_sweep():
+            return sweeping.outcome_of(result, store)
+    return Outcome(0)
 
 
 def _argument(function: Callable[..., Any], key: str, node: Any, store: Store | None) -> Any:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 
-from toolkit.errors import UsageError, unknown_name
+from toolkit.errors import EnvironmentProblem, UsageError, unknown_name
 
 TEXT = {"bundle", "baseline", "reference", "alias", "checkpoint", "teacher", "resume", "legacy", "store", "root", "csv"}
+LAUNCHERS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}
 SPECIAL = set(",'\"[]{}$\\")
 BRACES = re.compile(r"[^,'\"\[\]{}$\\]+(\{[^'\"\[\]{}$\\]*\}[^,'\"\[\]{}$\\]*)+")  # `s3://bucket/train-{0000..0007}.tar`
 
@@ -33,6 +34,17 @@ def with_job_name(overrides: Sequence[str], stage: str) -> list[str]:
     """The overrides with the job's name beside the first of them: flags may stand before, not between."""
     first = next((at for at, text in enumerate(overrides) if "=" in text and not text.startswith("-")), len(overrides))
     return [*overrides[:first], f"hydra.job.name={stage}", *overrides[first:]]
+
+
+def missing_extra(error: Exception) -> EnvironmentProblem | None:
+    """What to install, where Hydra does not know a launcher's plugin; None for any other error."""
+    plugin = re.search(r"hydra_plugins\.(\w+)", str(error)) if isinstance(error, (RuntimeError, ImportError)) else None
+    if plugin is None or plugin[1] not in LAUNCHERS:
+        return None
+    name = LAUNCHERS[plugin[1]]
+    return EnvironmentProblem(
+        f"launcher={name} needs {plugin[1].replace('_', '-')}: pip install 'model-upgrade-toolkit[{name}]', or launcher=local"
+    )
 
 
 def explained(error: HydraException, stage: str) -> UsageError:

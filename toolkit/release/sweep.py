@@ -40,7 +40,7 @@ def summarise(made: Sequence[tuple[str, Bundle]], store: Store, directory: Path,
 
     Bundles without a validation score are left out; with fewer than two there is nothing to compare and nothing happens.
     """
-    scored = [(text, bundle, *found) for text, bundle in made if (found := _quality(store.reports(bundle.digest)))]
+    scored = [(text, bundle, *found) for text, bundle in made if (found := quality_of(store.reports(bundle.digest)))]
     if len({bundle.digest for _, bundle, _, _ in scored}) < 2 or len({metric for _, _, metric, _ in scored}) != 1:
         return []
     latency_ms = _latencies({bundle.digest: bundle for _, bundle, _, _ in scored})
@@ -56,7 +56,7 @@ def summarise(made: Sequence[tuple[str, Bundle]], store: Store, directory: Path,
     return jobs
 
 
-def _quality(reports: Mapping[str, Report]) -> tuple[str, float] | None:
+def quality_of(reports: Mapping[str, Report]) -> tuple[str, float] | None:
     """The validation score a bundle's training or pruning ended with, its sign such that larger is better."""
     for check, start in (("training", "val_"), ("pruning", "balanced_accuracy.candidate")):
         for entry in reports[check].measurements if check in reports else ():
