@@ -9,14 +9,21 @@ Shapes: N samples, F features, K classes.
 """
 
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.training import processes
 from toolkit.training.feed import Batch, ImageFeed, Moment, Split, Tick
 from toolkit.training.loss import Targets
+from toolkit.training.progress import title_of
+from toolkit.training.schedule import Phase
 from toolkit.training.transfer import Indices
+
+logger = logging.getLogger(__name__)
 
 SMALL_STEP = 1 << 25
 """Multiply-adds below which a head's step runs on one thread: a second one gains nothing there, and where other programs
@@ -35,6 +42,11 @@ class FeatureFeed:
         weights = sum(parameter.numel() for parameter in head.parameters())
         self.threads = 1 if weights * images.task.options.images_a_step < SMALL_STEP else None
 
+    @property
+    def num_bytes(self) -> int:
+        """The memory the features take on the device."""
+        return self.train_features.nbytes + self.val_features.nbytes
+
     def expect(self, batches: Sequence[Indices], *, split: Split) -> None:
         """Nothing to prepare: all features lie on the device."""
 
@@ -51,6 +63,35 @@ class FeatureFeed:
 
     def _head(self, features: Tensor) -> Tensor:
         return self.head(features).flatten(1)
+
+
+def shortened(
+    net: nn.Module, head: nn.Module, images: ImageFeed, *, phase: Phase, tick: Tick
+) -> tuple[FeatureFeed | None, float]:
+    """The short way through `phase` where it pays, and the seconds it took to prepare; what it saves, or why not, is logged."""
+    name = title_of(phase)
+    if phase.depth != 0:
+        _say(f"{name}: every image goes through the net in each of {phase.epochs} epochs; layers below the head learn.")
+        return None, 0.0
+    if not images.is_steady:
+        _say(f"{name}: features are not kept; augmentation shows other images in each of {phase.epochs} epochs.")
+        return None, 0.0
+    started_s = time.perf_counter()
+    feed = feature_feed(net, head, images, tick=tick)
+    seconds = time.perf_counter() - started_s
+    if feed is None:
+        _say(f"{name}: features are not kept; what the head gives is not what the net gives.")
+    else:
+        _say(
+            f"{name}: features computed once, {seconds:.1f} s and {feed.num_bytes / 2**20:.1f} MiB; "
+            f"about {seconds * phase.epochs:.0f} s in {phase.epochs} epochs without."
+        )
+    return feed, seconds
+
+
+def _say(text: str) -> None:
+    if processes.is_first():
+        logger.info("%s", text)
 
 
 def feature_feed(net: nn.Module, head: nn.Module, images: ImageFeed, *, tick: Tick) -> FeatureFeed | None:

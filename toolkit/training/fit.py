@@ -22,6 +22,7 @@ from toolkit.models import find_head, stage_names
 from toolkit.training import processes
 from toolkit.training.batch_size import RUN, out_of_memory
 from toolkit.training.checkpoint import Checkpoints
+from toolkit.training.compiling import planned, with_compile
 from toolkit.training.course import Course
 from toolkit.training.feed import Task
 from toolkit.training.freeze import restored
@@ -29,6 +30,7 @@ from toolkit.training.layout import with_layout
 from toolkit.training.learner import Learner
 from toolkit.training.metrics import require_defined
 from toolkit.training.options import FitOptions
+from toolkit.training.order import num_batches
 from toolkit.training.progress import Progress
 from toolkit.training.schedule import Schedule
 from toolkit.training.signals import Interrupted, Signals, Terminated
@@ -92,6 +94,9 @@ def fit(
         identity = _identity(net, task, schedule)
         state = _open_run(run_dir, identity, checkpoints) if resume else _start_run(run_dir, identity, checkpoints)
         trainer = with_layout(trainer, net, preprocessing, batch_size=options.images_a_step, run_dir=run_dir, resume=resume)
+        trainer = with_compile(
+            trainer, net, preprocessing, steps=_steps(task, schedule, trainer), run_dir=run_dir, resume=resume
+        )
         torch.manual_seed(options.seed)
         with Progress(options.monitor, quiet=not processes.is_first()) as progress, _layout(net, trainer):
             trained = copy.deepcopy(net) if trainer.strategy == "fsdp" else net  # which takes a module apart for good
@@ -103,6 +108,12 @@ def fit(
                 _run(learner, trainer, loggers=_opened([*loggers, *named], run_dir), run_dir=run_dir)
             net.load_state_dict(learner.course.best)
     return _result(learner.course, options.monitor, len(train))
+
+
+def _steps(task: Task, schedule: Schedule, trainer: TrainerSpec) -> dict[int, int]:
+    """The batch size, and how many steps go through the whole net."""
+    count = num_batches(len(task.train), batch_size=task.options.images_a_step)
+    return {task.options.images_a_step: planned(schedule, num_batches=count, cached=trainer.cache_features)}
 
 
 @contextlib.contextmanager

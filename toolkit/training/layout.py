@@ -65,11 +65,11 @@ def step_seconds(net: nn.Module, trainer: TrainerSpec, shape: tuple[int, ...]) -
             images_NCHW = torch.randn(shape, device=device).contiguous(memory_format=layout)
             trial = trial.to(memory_format=layout)
             contenders[nhwc] = trial, images_NCHW
-            _step(trial, images_NCHW, trainer)  # picks its kernels
+            step(trial, images_NCHW, trainer)  # picks its kernels
         found, started = dict.fromkeys(contenders, float("inf")), time.perf_counter()
         for _ in range(ROUNDS):
             for nhwc, (trial, images_NCHW) in contenders.items():
-                found[nhwc] = min(found[nhwc], _step(trial, images_NCHW, trainer))
+                found[nhwc] = min(found[nhwc], step(trial, images_NCHW, trainer))
             if time.perf_counter() - started > SECONDS:
                 break
     return found
@@ -77,7 +77,7 @@ def step_seconds(net: nn.Module, trainer: TrainerSpec, shape: tuple[int, ...]) -
 
 def _remembered(trainer: TrainerSpec, net: nn.Module, preprocessing: Preprocessing, batch_size: int) -> bool:
     shape = (batch_size, preprocessing.num_channels, *preprocessing.size_px)
-    path = cache_directory() / "layouts" / f"{_key(trainer, net, shape)}.json"
+    path = cache_directory() / "layouts" / f"{trial_key(trainer, net, shape)}.json"
     try:
         return bool(json.loads(path.read_bytes())["channels_last"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -93,7 +93,7 @@ def _remembered(trainer: TrainerSpec, net: nn.Module, preprocessing: Preprocessi
     return gain >= LEAST_GAIN
 
 
-def _key(trainer: TrainerSpec, net: nn.Module, shape: tuple[int, ...]) -> str:
+def trial_key(trainer: TrainerSpec, net: nn.Module, shape: tuple[int, ...]) -> str:
     """What the answer depends on: the machine, the library, the net's shape, the number format and the threads."""
     kind, here = trainer.device_type, environment()
     device = torch.cuda.get_device_name() if kind == "cuda" else here["processor"]
@@ -103,7 +103,8 @@ def _key(trainer: TrainerSpec, net: nn.Module, shape: tuple[int, ...]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _step(net: nn.Module, images_NCHW: Tensor, trainer: TrainerSpec) -> float:
+def step(net: nn.Module, images_NCHW: Tensor, trainer: TrainerSpec) -> float:
+    """Seconds of one forward and backward pass, the device waited for."""
     started = time.perf_counter()
     with torch.autocast(images_NCHW.device.type, trainer.autocast_dtype, enabled=trainer.autocast_dtype is not None):
         found: Any = net(images_NCHW)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from toolkit.training import processes
 from toolkit.training.average import Average
 from toolkit.training.course import Course
-from toolkit.training.features import feature_feed
+from toolkit.training.features import shortened
 from toolkit.training.feed import Feed, ImageFeed, Moment, Task, validation_logits
 from toolkit.training.freeze import running_statistics, set_modes, unfreeze
 from toolkit.training.guard import FiniteGuard
@@ -53,7 +53,7 @@ class Learner(LightningModule):
         self._state = state
         if state is not None:
             net.load_state_dict(state["net"])
-        self._call = torch.compile(net) if around.spec.compile else net
+        self._call = torch.compile(net) if around.spec.compile is True else net
         self._number_format = around.spec.autocast_dtype  # asking the drivers costs more than a small step
         self._sharded = around.spec.strategy == "fsdp"
         self._saved_at_s = self._watch_s = time.monotonic()
@@ -163,14 +163,14 @@ class Learner(LightningModule):
         self._feed.expect(self._batches[self.course.batch :], split="train")
 
     def _features(self, images: ImageFeed) -> Feed | None:
-        started_s = time.perf_counter()
         self.around.progress.passes("looking at every image once")
         with self._autocast():
             images.remember_teacher(self._tick)
-            if self._phase.depth != 0 or not self.around.spec.cache_features:
+            if not self.around.spec.cache_features:
                 return None
-            feed = feature_feed(self.net, self.around.head, images, tick=self._tick)
-        self.course.notes["feature_seconds"] = time.perf_counter() - started_s
+            feed, seconds = shortened(self.net, self.around.head, images, phase=self._phase, tick=self._tick)
+        if seconds:
+            self.course.notes["feature_seconds"] = seconds
         return feed
 
     def _begin_epoch(self, feed: Feed | None) -> None:

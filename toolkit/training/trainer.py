@@ -38,7 +38,8 @@ class TrainerSpec:
     same command should make the same bundle on the next machine). `channels_last` lays images and convolution weights out
     NHWC; "auto" tries both for some seconds, once a machine.
     `strategy`: ddp lets each process hold the net, fsdp a part of it (for nets too large for one device; in NCHW, uncompiled).
-    `compile` runs the net through torch.compile (minutes to start). `threads` None leaves torch's setting.
+    `compile` runs the net through torch.compile (minutes to start); "auto" does where a trial says that the run earns it back.
+    `threads` None leaves torch's setting.
     `cache_features` computes the features of a head-only phase once. `checkpoint_every_s`: the most seconds between two
     checkpoints, at the next step after; 0 writes one at every step. `loggers` (plain or by name) receive each epoch's metrics.
     """
@@ -49,7 +50,7 @@ class TrainerSpec:
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: str | int = "auto"
     channels_last: bool | Literal["auto"] = True
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
     threads: int | None = None
     cache_features: bool = True
     checkpoint_every_s: float = 60.0
@@ -68,7 +69,7 @@ class TrainerSpec:
             raise UsageError(f"devices is {self.devices} and num_nodes {self.num_nodes}; each must be at least 1")
         if self.strategy == "auto" and (self.num_nodes > 1 or self.devices != 1):
             raise UsageError("several devices or nodes need strategy=ddp (trainer=ddp) or fsdp (trainer=fsdp)")
-        if self.strategy == "fsdp" and (self.channels_last is True or self.compile):
+        if self.strategy == "fsdp" and (self.channels_last is True or self.compile is True):
             raise UsageError("strategy=fsdp trains in NCHW and uncompiled: set channels_last=false and compile=false")
         if self.checkpoint_every_s < 0:
             raise UsageError(f"checkpoint_every_s is {self.checkpoint_every_s}; it must not be negative")
