@@ -12,8 +12,8 @@ recovery follows (same epochs, taught by the parent), and the scores are taken o
     python scripts/bench_pruning.py [--cases digits,elpv-resnet18,elpv-lite0] [--seeds 3] [--output runs/bench_pruning]
 
 Results are kept line by line in <output>/rows.jsonl, with parents and graphs beside them: an interrupted benchmark goes on.
-At the end of a seed all its nets are timed in turns, in short blocks; a latency is the median over the blocks of the ratio to
-the unpruned net's, each by its 10% quantile. The table goes into docs/pruning.md.
+At the end of a seed all its nets are timed in turns, in short blocks of warm calls; a latency is the median over the blocks of
+the ratio of fastest calls. The table goes into docs/pruning.md.
 """
 
 import argparse

@@ -7,7 +7,7 @@ import copy
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from toolkit.backends import OnnxRunner, measure_latency, write_onnx
+from toolkit.backends import OnnxRunner, write_onnx
+from toolkit.backends.net_latency import NetClock
+from toolkit.backends.op_latency import OpTable
 from toolkit.bundle import Architecture, Preprocessing, Store
-from toolkit.checks.pruning_target import Case, prune_to, with_grid
+from toolkit.checks.pruning_target import with_grid
 from toolkit.data import AugmentSpec, ImageSet, Normalise, load_pixels
 from toolkit.data.digits import digits
 from toolkit.data.elpv import elpv
 from toolkit.models import Deployed, build, find_head, replace_head, restore
-from toolkit.pruning import CRITERIA, PruneOptions, Target, count_macs, reestimate_batchnorm
+from toolkit.pruning import CRITERIA, Budget, PruneOptions, Target, count_macs, prune_net, reestimate_batchnorm
+from toolkit.pruning.latency import LatencyModel
+from toolkit.pruning.layers import layer_calls
 from toolkit.training import Distillation, FitOptions, TrainerSpec, fit, full
 from toolkit.training.metrics import scores
 
 METHODS = ("torch-pruning", "ours, MACs", "random, MACs", "ours, latency", "random, latency")
 CLOSE = (0.95, 1.02)  # an equal latency: at most 2% above Torch-Pruning's net, and not 5% below
-TRIES = 3
-ROUNDS, BLOCKS = 40, 25  # a machine others use changes its pace within seconds: ratios are taken block by block
-UNDISTURBED = 0.1
+WANTED, TRIES = 0.99, 5
+CALLS, BLOCKS = 10, 100  # a machine others use changes its pace within seconds: ratios are taken block by block
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Seed:
         if method == "torch-pruning":
             net = by_torch_pruning(self.parent, self.example_NCHW, budget)
         elif method.endswith("MACs"):
-            net = self._by_us(method, Target(macs=budget))
+            net = self._by_us(method, Budget("macs", budget))
         else:
             net, details = self._as_fast(method, budget)
         pruned_s = time.perf_counter() - started
@@ -150,49 +153,56 @@ class Seed:
         return self._in_turns(paths | {method: self.folder / f"{budget:g}-{method}.onnx" for method in METHODS})
 
     def _in_turns(self, paths: Mapping[str, Path]) -> dict[str, list[float]]:
+        """Milliseconds of a warm call by block; in a block every net has a turn, of whose calls the fastest counts."""
         px = self.problem.preprocessing.size_px[0]
         image_NCHW = np.full((1, 3, px, px), 128, np.float32)
         runners = {name: OnnxRunner(path, threads=1) for name, path in paths.items()}
-        blocks = [measure_latency(runners, image_NCHW, rounds=ROUNDS, seed=block) for block in range(BLOCKS)]
-        return {name: [float(np.quantile(block[name], UNDISTURBED)) for block in blocks] for name in paths}
+        found: dict[str, list[float]] = {name: [] for name in paths}
+        random = np.random.default_rng(0)
+        for _ in range(BLOCKS):
+            for name in random.permutation(list(paths)):
+                runners[name](image_NCHW)  # the caches hold the net before by now
+                found[name].append(min(_ms(lambda name=name: runners[name](image_NCHW)) for _ in range(CALLS)))
+        return found
 
-    def _by_us(self, method: str, target: Target) -> nn.Module:
+    def _options(self) -> PruneOptions:
+        return with_grid(PruneOptions(round_to="auto"), self.parent, self.example_NCHW, target=Target())
+
+    def _by_us(self, method: str, budget: Budget, **costs: Any) -> nn.Module:
         net = copy.deepcopy(self.parent)
-        options = with_grid(PruneOptions(round_to="auto"), net, self.example_NCHW, target=target)
-        case = Case(
-            net=net,
-            example_NCHW=self.example_NCHW,
-            preprocessing=self.problem.preprocessing,
-            labels=self.labels,
-            batches=self.batches,
-            score=lambda net: self.score(net, "val")["accuracy"],
-            refresh=lambda net: reestimate_batchnorm(net, self.refreshing),
-        )
         criterion = CRITERIA["random" if method.startswith("random") else "taylor"](seed=self.seed)
-        prune_to(case, criterion=criterion, target=target, options=options)
+        options = self._options()
+        prune_net(net, self.example_NCHW, criterion=criterion, budget=budget, batches=self.batches, options=options, **costs)
         return net
 
     def _as_fast(self, method: str, budget: float) -> tuple[nn.Module, dict[str, Any]]:
-        """Ours by a latency target, corrected until it takes as long as Torch-Pruning's net does, in turns with it.
+        """Ours by predicted latency, corrected until the net takes as long as Torch-Pruning's does, in turns with it.
 
-        Random choice is given the target that ours was given in the end.
+        Random choice is given the aim that ours was given in the end.
         """
-        rival, settled = self.folder / f"{budget:g}-torch-pruning.onnx", self.folder / f"{budget:g}-share.json"
+        rival, settled = self.folder / f"{budget:g}-torch-pruning.onnx", self.folder / f"{budget:g}-aim.json"
+        clock = NetClock(copy.deepcopy(self.parent), self.problem.preprocessing, self.labels)
+        table, ops = OpTable(batch=1, threads=1), [call.op for call in layer_calls(self.parent, self.example_NCHW)]
+        whole_ms, grid = clock.parent_fastest_ms / table.slowdown(ops), self._options().grid
+        model = LatencyModel.fit(self.parent, self.example_NCHW, op_ms=table, whole_ms=whole_ms, grid=grid)
+
+        def to(aim: float) -> nn.Module:
+            return self._by_us(method, Budget("latency", aim), costs=model.costs)
+
         if method.startswith("random"):
-            share = json.loads(settled.read_text())["share"]
-            return self._by_us(method, Target(latency=share)), {"asked": [{"share": share}]}
-        share = relative(self._in_turns({"net": rival, "rival": self.folder / "unpruned.onnx"}))
+            aim = json.loads(settled.read_text())["aim"]
+            return to(aim), {"asked": [{"aim": aim}]}
+        aim = relative(self._in_turns({"net": rival, "rival": self.folder / "unpruned.onnx"}))
         tried: list[tuple[float, float, nn.Module]] = []
         while len(tried) < TRIES and not any(CLOSE[0] <= ratio <= CLOSE[1] for ratio, _, _ in tried):
-            share = min(share, 0.97)
-            net = self._by_us(method, Target(latency=share))
+            net = to(aim)
             ratio = relative(self._in_turns({"net": self._write(net, "candidate"), "rival": rival}))
-            tried.append((ratio, share, net))
-            share *= 0.99 / ratio
+            tried.append((ratio, aim, net))
+            aim = _next_aim(tried)
         fast_enough = [one for one in tried if one[0] <= CLOSE[1]]
         chosen = max(fast_enough, key=lambda one: one[0]) if fast_enough else min(tried, key=lambda one: one[0])
-        settled.write_text(json.dumps({"share": chosen[1]}))
-        return chosen[2], {"asked": [{"share": share, "ratio": ratio} for ratio, share, _ in tried]}
+        settled.write_text(json.dumps({"aim": chosen[1]}))
+        return chosen[2], {"asked": [{"aim": aim, "ratio": ratio} for ratio, aim, _ in tried]}
 
     def _train(self, net: nn.Module, *, epochs: int, teacher: nn.Module | None) -> None:
         """Fit `net` in place, taught by `teacher` where there is one, then without augmentation."""
@@ -220,6 +230,20 @@ class Seed:
         path, spec = self.folder / f"{name}.onnx", self.problem.preprocessing
         write_onnx(Deployed(net.eval(), spec), path, preprocessing=spec, labels=self.labels)
         return path
+
+
+def _ms(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - started)
+
+
+def _next_aim(tried: Sequence[tuple[float, float, nn.Module]]) -> float:
+    """Where the line through the two tries nearest to a ratio of 1, or through one and nothing, comes just below it."""
+    (ratio, aim, _), *more = sorted(tried, key=lambda one: abs(one[0] - 1))
+    if more and (ratio - more[0][0]) * (aim - more[0][1]) > 0:
+        return float(np.clip(aim + (WANTED - ratio) * (aim - more[0][1]) / (ratio - more[0][0]), 0.5 * aim, min(2 * aim, 0.97)))
+    return min(aim * WANTED / ratio, 0.97)
 
 
 def relative(block_ms: Mapping[str, list[float]], net: str = "net", rival: str = "rival") -> float:

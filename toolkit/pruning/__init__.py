@@ -4,9 +4,10 @@ from toolkit.pruning.batchnorm import reestimate_batchnorm
 from toolkit.pruning.cost import count_macs, count_parameters
 from toolkit.pruning.criteria import CRITERIA, Criterion
 from toolkit.pruning.groups import Group, Member, find_groups
-from toolkit.pruning.planning import PruneOptions, plan_pruning, prune_net
+from toolkit.pruning.planning import PruneOptions, Steps, plan_pruning, prune_net
 from toolkit.pruning.removal import zero_removed
-from toolkit.pruning.surgery import apply_plan, compose_plans
+from toolkit.pruning.selection import NothingToPrune
+from toolkit.pruning.surgery import apply_plan, compose_plans, sliced
 from toolkit.pruning.target import Budget, Target
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Criterion",
     "Group",
     "Member",
+    "NothingToPrune",
     "PruneOptions",
+    "Steps",
     "Target",
     "apply_plan",
     "compose_plans",
@@ -25,5 +28,6 @@ __all__ = [
     "plan_pruning",
     "prune_net",
     "reestimate_batchnorm",
+    "sliced",
     "zero_removed",
 ]

@@ -117,24 +117,15 @@ def prune_net(
 ) -> Plan:
     """Prune `net` in place in `options.steps` steps towards `budget`; returns the plan of all steps together.
 
-    Every step aims at its share of the way from the whole net to the budget, so widths rounded up to the grid in one step
-    are made up for in the next; a step whose aim is met already is skipped. BatchNorm statistics are refreshed between the
-    steps, because a criterion sees nothing in a net whose statistics are wrong; after the last step they are left as they
-    are (see `reestimate_batchnorm`). Raises what `plan_pruning` raises, and for a grid that leaves nothing to remove only
-    when that is so in every step.
+    BatchNorm statistics are refreshed between the steps, because a criterion sees nothing in a net whose statistics are
+    wrong; after the last step they are left as they are (see `reestimate_batchnorm`). Raises what `plan_pruning` raises, and
+    for a grid that leaves nothing to remove only when that is so in every step.
     """
-    costs = costs or COSTS[budget.quantity]
-    groups = _prunable_groups(net, example_NCHW, options.protect)
-    whole, macs = Whole.of(groups, costs(net, groups, example_NCHW).total), profile_macs(net, example_NCHW).total
-    plan = Plan()
+    steps = Steps(net, example_NCHW, criterion=criterion, budget=budget, options=options, costs=costs, loss=loss)
+    macs, plan = profile_macs(net, example_NCHW).total, Plan()
     for step in range(1, options.steps + 1):
-        now, aim = costs(net, groups, example_NCHW), budget.step(step / options.steps)
         try:
-            if aim.quantity != "ratio" and now.total <= aim.share * whole.cost:
-                raise NothingToPrune(f"step {step} is met already")
-            scores = _scores(net, groups, criterion=criterion, batches=batches, loss=loss)
-            ranked = comparable(net, groups, scores, options.ranking)
-            made = plan_of(net, groups, choose(groups, ranked, now, budget=aim, round_to=options.grid, whole=whole))
+            made = steps.plan(net, step, batches)
         except NothingToPrune:
             if step == options.steps and not plan:
                 raise
@@ -144,10 +135,53 @@ def prune_net(
         plan = compose_plans(plan, made)
         if step < options.steps:
             reestimate_batchnorm(net, [images_NCHW for images_NCHW, _ in batches])
-            groups = prunable(net, find_groups(net, example_NCHW, protect=options.protect), example_NCHW)
         share = profile_macs(net, example_NCHW).total / macs
         logger.info("pruning step %d of %d: %.1f%% of the MACs", step, options.steps, 100 * share)
     return plan
+
+
+class Steps:
+    """Plans `options.steps` steps of pruning from the net it is made with, whoever carries them out, and whenever.
+
+    Every step aims at its share of the way from that whole net to the budget, so widths rounded up to the grid in one step
+    are made up for in the next. Raises `InputRefused` when nothing in the net can be pruned.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        example_NCHW: Tensor,
+        *,
+        criterion: Criterion,
+        budget: Budget,
+        options: PruneOptions,
+        costs: CostsOf | None = None,
+        loss: Loss = F.cross_entropy,
+    ) -> None:
+        self.criterion, self.budget, self.options, self.loss = criterion, budget, options, loss
+        self._costs, self._example_NCHW = costs or COSTS[budget.quantity], example_NCHW
+        self._groups, self._widths = _prunable_groups(net, example_NCHW, options.protect), _widths(net)
+        self._whole = Whole.of(self._groups, self._costs(net, self._groups, example_NCHW).total)
+
+    def plan(self, net: nn.Module, step: int, batches: Sequence[Batch]) -> Plan:
+        """What step `step` (from 1) removes from `net`, the whole net as the steps before left it; `net` stays as it is.
+
+        Raises `NothingToPrune` when the step's aim is met already, or the grid leaves nothing to remove.
+        """
+        if _widths(net) != self._widths:
+            groups = find_groups(net, self._example_NCHW, protect=self.options.protect)
+            self._groups, self._widths = prunable(net, groups, self._example_NCHW), _widths(net)
+        groups, options, aim = self._groups, self.options, self.budget.step(step / self.options.steps)
+        now = self._costs(net, groups, self._example_NCHW)
+        if aim.quantity != "ratio" and now.total <= aim.share * self._whole.cost:
+            raise NothingToPrune(f"step {step} is met already")
+        scores = _scores(net, groups, criterion=self.criterion, batches=batches, loss=self.loss)
+        ranked = comparable(net, groups, scores, options.ranking)
+        return plan_of(net, groups, choose(groups, ranked, now, budget=aim, round_to=options.grid, whole=self._whole))
+
+
+def _widths(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
 
 
 def _prunable_groups(net: nn.Module, example_NCHW: Tensor, protect: Sequence[str]) -> list[Group]:

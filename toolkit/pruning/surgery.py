@@ -7,7 +7,7 @@ module is left as it was.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,11 +98,16 @@ def _check_ties(plan: Plan, owners: Mapping[str, tuple[Tensor, nn.Module, str]])
             raise InputRefused(f"The pruning plan cuts the tied weights {', '.join(tied)} differently.")
 
 
-def _cut(tensor: Tensor, dims: Mapping[str, tuple[int, ...]]) -> Tensor:
+def sliced(tensor: Tensor, dims: Mapping[str, Sequence[int]]) -> Tensor:
+    """A contiguous copy of what `dims` (indices kept, by dimension) leaves of `tensor`."""
     cut = tensor.detach()
     for dim, indices in dims.items():
         cut = cut.index_select(int(dim), torch.tensor(indices, device=cut.device))
-    cut = cut.clone(memory_format=torch.contiguous_format)
+    return cut.clone(memory_format=torch.contiguous_format)
+
+
+def _cut(tensor: Tensor, dims: Mapping[str, tuple[int, ...]]) -> Tensor:
+    cut = sliced(tensor, dims)
     return nn.Parameter(cut, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut
 
 

@@ -5,6 +5,7 @@ from toolkit.training.batch_size import settled
 from toolkit.training.fit import FitResult, fit
 from toolkit.training.guard import Diverged
 from toolkit.training.options import Distillation, FitOptions
+from toolkit.training.pruning import Pruning
 from toolkit.training.schedule import Phase, Schedule, full, gradual, linear_probe
 from toolkit.training.signals import Interrupted, Terminated
 from toolkit.training.trainer import TrainerSpec
@@ -17,6 +18,7 @@ __all__ = [
     "FitResult",
     "Interrupted",
     "Phase",
+    "Pruning",
     "Schedule",
     "Terminated",
     "TrainerSpec",

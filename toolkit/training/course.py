@@ -1,12 +1,16 @@
 """Where a fit stands: position, best weights so far, history. Plain data, so that a checkpoint can hold it."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from toolkit.bundle import Plan
+from toolkit.bundle.manifest import from_plain
+from toolkit.pruning import compose_plans
 from toolkit.training.metrics import METRICS
 
 
@@ -15,7 +19,8 @@ class Course:
     """The state of a fit between two steps, except for the tensors that learn.
 
     `phase`, `epoch` (in the phase) and `batch` (in the epoch) say what comes next; `num_steps` counts optimiser steps.
-    `tally` holds the epoch's sums so far: loss, weight, right answers. `best` are the best weights so far, by name.
+    `tally` holds the epoch's sums so far: loss, weight, right answers. `best` are the best weights so far, by name. `plan` is
+    what the fit has cut out of the net so far, in `num_prunings` steps, as plain data.
     """
 
     phase: int = 0
@@ -31,6 +36,8 @@ class Course:
     best: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     notes: dict[str, float] = field(default_factory=dict)
+    num_prunings: int = 0
+    plan: dict[str, Any] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """The fields, as they are."""
@@ -51,6 +58,32 @@ class Course:
         else:
             self.num_stale_epochs += 1
         return better
+
+    def pruned(self, plan: Plan) -> None:
+        """Take note that `plan` was carried out; what was best before was another net."""
+        self.num_prunings += 1
+        if plan:
+            self.plan = json.loads(json.dumps(dataclasses.asdict(compose_plans(self.removed, plan))))
+            self.best_value, self.best_loss, self.best = None, float("inf"), {}
+
+    @property
+    def removed(self) -> Plan:
+        """The plan of all the cuts so far."""
+        return from_plain(Plan, self.plan)
+
+    def record(self, found: Mapping[str, float], *, lr: float, count: int) -> dict[str, float]:
+        """The line of the history for the epoch that ends, whose sums are in `tally`; `count` samples were learned from."""
+        total, weight, right = self.tally
+        return {
+            "phase": self.phase + 1,
+            "epoch": self.epoch + 1,
+            "step": self.num_steps,
+            "lr": lr,
+            "train_loss": total / weight,
+            "train_accuracy": right / count,
+            **found,
+            "seconds": round(self.seconds, 3),
+        }
 
     def next_epoch(self, *, num_epochs: int, patience: int | None) -> bool:
         """Move to the next epoch of the phase; False when the phase has none left or its patience is spent."""

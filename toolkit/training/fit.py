@@ -6,15 +6,16 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from toolkit.bundle import Preprocessing, recipe_yaml
+from toolkit.bundle import Plan, Preprocessing, recipe_yaml
 from toolkit.bundle.atomic import write_atomic
 from toolkit.data import Images
 from toolkit.errors import EnvironmentProblem, InputRefused, ToolkitError, UsageError
@@ -32,6 +33,7 @@ from toolkit.training.metrics import require_defined
 from toolkit.training.options import FitOptions
 from toolkit.training.order import num_batches
 from toolkit.training.progress import Progress
+from toolkit.training.pruning import PruneInFit, Pruning
 from toolkit.training.schedule import Schedule
 from toolkit.training.signals import Interrupted, Signals, Terminated
 from toolkit.training.surroundings import Stopped, Surroundings
@@ -49,7 +51,7 @@ class FitResult:
     `best_metric` is the monitored metric of the weights the net now holds; `history` has one record an epoch (phase,
     epoch, step, lr, losses, metrics, seconds so far); `num_images` counts the images learned from, over all epochs;
     `seconds` is the time in training and validation, over all parts of an interrupted run, and `feature_seconds` what of
-    it went into computing a frozen net's features.
+    it went into computing a frozen net's features. `plan` is what the fit cut out of the net.
     """
 
     monitor: str
@@ -59,6 +61,7 @@ class FitResult:
     num_images: int
     seconds: float
     feature_seconds: float
+    plan: Plan = field(default_factory=Plan)
 
 
 def fit(
@@ -73,25 +76,31 @@ def fit(
     run_dir: Path,
     resume: bool = False,
     teacher: nn.Module | None = None,
+    pruning: Pruning | None = None,
     loggers: Sequence[LoggerMaker] = (),
 ) -> FitResult:
     """Train `net` in place on `train`, choosing weights on `val`; afterwards it holds the best ones, on the CPU.
 
     `net` takes normalised float images_NCHW; `teacher` (for `options.distillation`) takes float pixels 0..255. `run_dir`
     receives checkpoints and logs (`loggers` are further ones than the trainer's); `resume` continues the run it holds, to the
-    weights the uninterrupted run would have reached (bit for bit on the CPU). Each parameter's `requires_grad` and each
-    module's mode are as before.
+    weights the uninterrupted run would have reached (bit for bit on the CPU). `pruning` cuts channels out of the net on the
+    way; the best weights are then those after the last cut. Each parameter's `requires_grad` and each module's mode are as
+    before.
 
     Raises `UsageError` and `InputRefused` for settings and data that do not fit, `Diverged` at the first step that is not
     finite, `Terminated` and `Interrupted` after a signal, when the run has saved.
     """
     task = Task(train, val, preprocessing, options, teacher)
     _require_sound(task)
+    if pruning is not None:
+        pruning.require_fits(schedule, options)
+        if trainer.strategy == "fsdp":
+            raise UsageError("a net in shards cannot be pruned inside a fit: use trainer=ddp, or set recovery.prune_at=null.")
     trainer.require_supported()
     cuda = [torch.cuda.current_device()] if trainer.device_type == "cuda" else []
     with Signals() as signals, num_threads(trainer.threads), torch.random.fork_rng(devices=cuda), restored(net):
         checkpoints = Checkpoints(run_dir / CHECKPOINTS)
-        identity = _identity(net, task, schedule)
+        identity = _identity(net, task, schedule, pruning)
         state = _open_run(run_dir, identity, checkpoints) if resume else _start_run(run_dir, identity, checkpoints)
         trainer = with_layout(trainer, net, preprocessing, batch_size=options.images_a_step, run_dir=run_dir, resume=resume)
         trainer = with_compile(
@@ -101,11 +110,12 @@ def fit(
         with Progress(options.monitor, quiet=not processes.is_first()) as progress, _layout(net, trainer):
             trained = copy.deepcopy(net) if trainer.strategy == "fsdp" else net  # which takes a module apart for good
             head = trained.get_submodule(find_head(net))
+            callbacks = [] if pruning is None else [PruneInFit(pruning, net, task)]
             around = Surroundings(trainer, stage_names(net), head, checkpoints, signals, progress)
             learner = Learner(trained, task=task, schedule=schedule, around=around, state=state)
             if not learner.course.finished:
                 named = trainer.loggers.values() if isinstance(trainer.loggers, Mapping) else trainer.loggers
-                _run(learner, trainer, loggers=_opened([*loggers, *named], run_dir), run_dir=run_dir)
+                _run(learner, trainer, loggers=_opened([*loggers, *named], run_dir), callbacks=callbacks, run_dir=run_dir)
             net.load_state_dict(learner.course.best)
     return _result(learner.course, options.monitor, len(train))
 
@@ -127,10 +137,12 @@ def _layout(net: nn.Module, trainer: TrainerSpec) -> Iterator[None]:
         net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
 
-def _run(learner: Learner, trainer: TrainerSpec, *, loggers: Sequence[Logger], run_dir: Path) -> None:
+def _run(
+    learner: Learner, trainer: TrainerSpec, *, loggers: Sequence[Logger], callbacks: Sequence[Callback], run_dir: Path
+) -> None:
     signals = learner.around.signals
     try:
-        run_lightning(learner, trainer, loggers=loggers, run_dir=run_dir)
+        run_lightning(learner, trainer, loggers=loggers, callbacks=callbacks, run_dir=run_dir)
     except Stopped:
         if trainer.strategy != "fsdp":  # all its processes have saved together
             learner.save()
@@ -159,6 +171,7 @@ def _result(course: Course, monitor: str, num_images: int) -> FitResult:
         num_images=num_images * len(course.history),
         seconds=course.seconds,
         feature_seconds=course.notes.get("feature_seconds", 0.0),
+        plan=course.removed,
     )
 
 
@@ -180,13 +193,15 @@ def _require_sound(task: Task) -> None:
 # -- the run directory ------------------------------------------------------------------------------------------------
 
 
-def _identity(net: nn.Module, task: Task, schedule: Schedule) -> dict[str, str]:
+def _identity(net: nn.Module, task: Task, schedule: Schedule, pruning: Pruning | None) -> dict[str, str]:
     """What makes two runs the same run, by name: settings as YAML, weights and data by hash."""
     options, train, val = task.options, task.train, task.val
     taught = {} if task.teacher is None else {"teacher": _hash(task.teacher.state_dict().values())}
+    cut = {} if pruning is None else {"pruning": recipe_yaml({"pruning": pruning})}
     return {
         **taught,
         **({} if train.shards is None else {"order of shards": _hash([train.shards.shard_N], [str(train.shards.shuffle)])}),
+        **cut,
         "schedule": recipe_yaml({"schedule": schedule}),
         "options": recipe_yaml({"options": options}),
         "starting weights": _hash(net.state_dict().values()),

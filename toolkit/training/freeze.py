@@ -71,14 +71,17 @@ def running_statistics(net: nn.Module) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def restored(net: nn.Module) -> Iterator[None]:
-    """Give every parameter its `requires_grad` and every module its mode back after the block; gradients are dropped."""
-    flags = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    """Give every parameter its `requires_grad` and every module its mode back after the block; gradients are dropped.
+
+    Parameters go by name: pruning puts others in their place.
+    """
+    flags = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     modes = [(module, module.training) for module in net.modules()]
     try:
         yield
     finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(flags[name])
             parameter.grad = None
         for module, mode in modes:
             module.training = mode

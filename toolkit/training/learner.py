@@ -11,21 +11,24 @@ Shapes: N samples, K classes.
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from toolkit.bundle import Plan
+from toolkit.pruning import reestimate_batchnorm
 from toolkit.training import processes
 from toolkit.training.average import Average
+from toolkit.training.carrying import Carried, cut_net
 from toolkit.training.course import Course
 from toolkit.training.features import shortened
 from toolkit.training.feed import Feed, ImageFeed, Moment, Task, validation_logits
 from toolkit.training.freeze import running_statistics, set_modes, unfreeze
 from toolkit.training.guard import FiniteGuard
-from toolkit.training.loss import Objective, balanced_weights
+from toolkit.training.loss import objective
 from toolkit.training.metrics import scores
 from toolkit.training.optimiser import build_optimiser, clip, rate_factor, set_rate
 from toolkit.training.order import StepCounts, epoch_batches, num_batches
@@ -52,6 +55,7 @@ class Learner(LightningModule):
         self.course = Course() if state is None else Course.from_state_dict(state["course"])
         self._state = state
         if state is not None:
+            cut_net(net, self.course.removed, channels_last=around.spec.channels_last is True)
             net.load_state_dict(state["net"])
         self._call = torch.compile(net) if around.spec.compile is True else net
         self._number_format = around.spec.autocast_dtype  # asking the drivers costs more than a small step
@@ -76,9 +80,7 @@ class Learner(LightningModule):
     def on_fit_start(self) -> None:
         """The net is on its device: prepare the present phase, at its start or where the checkpoint left it."""
         options, train = self.task.options, self.task.train
-        weighted = options.class_weights is not False
-        weight_K = balanced_weights(train.targets_N, len(train.labels)).to(self.device) if weighted else None
-        self._objective = Objective(options.label_smoothing, weight_K, options.distillation)
+        self._objective = objective(options, train.targets_N, len(train.labels), self.device)
         self._num_batches = num_batches(len(train), batch_size=options.images_a_step, world_size=processes.world_size())
         if self.task.teacher is not None:
             self.task.teacher.to(self.device).eval()
@@ -143,16 +145,12 @@ class Learner(LightningModule):
 
     def _begin_phase(self, state: Mapping[str, Any] | None) -> None:
         """Set the present phase up; `state` holds what a checkpoint knew of it."""
-        phase, spec, options = self._phase, self.around.spec, self.task.options
+        phase, spec = self._phase, self.around.spec
         if state is None and self.course.phase > 0:
             self._freeze()
-            self.trainer.strategy.optimizers = [self._optimiser]
-        live = {name: p for name, p in self.net.named_parameters() if p.requires_grad} | running_statistics(self.net)
-        self._average = Average(live, decay=options.ema_decay) if options.ema_decay else None
+        self._equip()
         if state is not None:
             restore(state, self._optimiser, self._average, self.device)
-        where = f"phase {self.course.phase + 1}, {title_of(phase)}"
-        self._guard = FiniteGuard(self._optimiser, device=self.device, where=where, explain=self._explain)
         done = self.course.epoch * self._num_batches + self.course.batch
         self.around.progress.phase(phase, num_steps=phase.epochs * self._num_batches, done=done)
         self._begin_epoch(None)
@@ -161,6 +159,25 @@ class Learner(LightningModule):
         )
         self._feed: Feed = self._features(images) or images
         self._feed.expect(self._batches[self.course.batch :], split="train")
+
+    def _equip(self) -> None:
+        """What goes with the present optimiser: the weight average and the guard, both new."""
+        self.trainer.strategy.optimizers = [self._optimiser]
+        live = {name: p for name, p in self.net.named_parameters() if p.requires_grad} | running_statistics(self.net)
+        decay, where = self.task.options.ema_decay, f"phase {self.course.phase + 1}, {title_of(self._phase)}"
+        self._average = Average(live, decay=decay) if decay else None
+        self._guard = FiniteGuard(self._optimiser, device=self.device, where=where, explain=self._explain)
+
+    def cut(self, plan: Plan, batches_NCHW: Iterable[Tensor]) -> None:
+        """Cut the net by `plan` between two epochs, refresh BatchNorm on normalised images, and go on with what stays."""
+        carried = Carried(self.net, self._optimiser, self._average)
+        cut_net(self.net, plan, channels_last=self.around.spec.channels_last is True)
+        reestimate_batchnorm(self.net, batches_NCHW)
+        processes.copy_from_first(self.net, self.device)
+        self._freeze()
+        self._equip()
+        carried.give(self.net, self._optimiser, self._average, plan)
+        self.course.pruned(plan)
 
     def _features(self, images: ImageFeed) -> Feed | None:
         self.around.progress.passes("looking at every image once")
@@ -174,15 +191,9 @@ class Learner(LightningModule):
         return feed
 
     def _begin_epoch(self, feed: Feed | None) -> None:
-        options, train = self.task.options, self.task.train
-        batches_N = epoch_batches(
-            len(train),
-            batch_size=options.images_a_step,
-            seed=options.seed,
-            epoch=len(self.course.history),
-            shards=train.shards,
-            **processes.place(),
-        )
+        train, size, seed = self.task.train, self.task.options.images_a_step, self.task.options.seed
+        place = processes.place() | {"epoch": len(self.course.history), "shards": train.shards}
+        batches_N = epoch_batches(len(train), batch_size=size, seed=seed, **place)
         self._batches = indices(batches_N, self.device)
         self._tally = Tally(self.course.tally, device=self.device, together=self._sharded)
         if feed is not None:
@@ -221,17 +232,14 @@ class Learner(LightningModule):
         """What step `step` of this epoch, whose update was held back, died of."""
         course = self.course
         batch = self._batches[course.batch - (course.num_steps - (step - 1))]
-        moment = Moment(self.task.options.seed, len(course.history), step - 1)
+        moment, keys = Moment(self.task.options.seed, len(course.history), step - 1), self.task.train.keys
         path = self.around.checkpoints.directory.parent / f"diverged_step_{step}{processes.suffix()}"
         with self._autocast():
-            return post_mortem(
-                self.net, self._feed, self._objective, batch, moment=moment, keys=self.task.train.keys, path=path
-            )
+            return post_mortem(self.net, self._feed, self._objective, batch, moment=moment, keys=keys, path=path)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return (
-            contextlib.nullcontext() if self._number_format is None else torch.autocast(self.device.type, self._number_format)
-        )
+        kind = self._number_format
+        return contextlib.nullcontext() if kind is None else torch.autocast(self.device.type, kind)
 
     # -- the end of an epoch ------------------------------------------------------------------------------------------
 
@@ -242,17 +250,10 @@ class Learner(LightningModule):
             found = scores(self._validate(), self.task.val.targets_N)
             if self.course.is_best(found, self.task.options.monitor):
                 self.course.best = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
+        self.course.tally = self._tally.total()
         count = min(len(self.task.train), self._num_batches * self.task.options.images_a_step)
         self._clock()
-        return {
-            "phase": self.course.phase + 1,
-            "epoch": self.course.epoch + 1,
-            "step": self.course.num_steps,
-            "lr": max(group["lr"] for group in self._optimiser.param_groups),
-            **self._tally.means(count),
-            **found,
-            "seconds": round(self.course.seconds, 3),
-        }
+        return self.course.record(found, lr=max(group["lr"] for group in self._optimiser.param_groups), count=count)
 
     def _validate(self) -> Tensor:
         self.net.eval()
@@ -272,7 +273,7 @@ class Learner(LightningModule):
     def _pause(self) -> None:
         """Between two steps: save when it is time to, leave when a signal asks for it; a sharded net's processes agree."""
         self._tick()
-        stops, saves = 0, int(self._save_is_due())
+        stops, saves = 0, int(time.monotonic() - self._saved_at_s >= self.around.spec.checkpoint_every_s)
         if self._sharded:
             stops, saves = processes.largest(self.around.signals.received or 0, saves)
         if stops or saves:
@@ -280,9 +281,6 @@ class Learner(LightningModule):
         if stops:
             self.around.signals.received = stops
             raise Stopped
-
-    def _save_is_due(self) -> bool:
-        return time.monotonic() - self._saved_at_s >= self.around.spec.checkpoint_every_s
 
     def save(self) -> None:
         """Write a checkpoint, if all is finite (else `Diverged`); only the first process does."""

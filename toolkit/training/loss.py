@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.training.options import Distillation
+from toolkit.training.options import Distillation, FitOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,13 @@ class Objective:
         )
         weight_N = torch.ones_like(loss_N) if self.weight_K is None else self.weight_K[targets_N]
         return loss_N, weight_N
+
+
+def objective(options: FitOptions, targets_N: Tensor, num_classes: int, device: torch.device) -> Objective:
+    """The loss that `options` ask for, with its class weights (of the training `targets_N`) on `device`."""
+    weighted = options.class_weights is not False
+    weight_K = balanced_weights(targets_N, num_classes).to(device) if weighted else None
+    return Objective(options.label_smoothing, weight_K, options.distillation)
 
 
 def _share_right(teacher_NK: Tensor, targets: Targets) -> Tensor:

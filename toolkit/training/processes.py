@@ -2,13 +2,17 @@
 
 import functools
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from toolkit.errors import ToolkitError
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -77,6 +81,30 @@ def largest(*numbers: int) -> list[int]:
 @functools.cache
 def _hosts() -> Any:
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+
+def decided_by_first(decide: Callable[[], T]) -> T:
+    """What `decide` returns, or raises of our own errors, in process 0; the others do not call it."""
+    if world_size() == 1:
+        return decide()
+    said: list[object] = [None, None]
+    if rank() == 0:
+        try:
+            said[0] = decide()
+        except ToolkitError as error:
+            said[1] = error
+    dist.broadcast_object_list(said, src=0)
+    if isinstance(said[1], ToolkitError):
+        raise said[1]
+    return said[0]  # pyright: ignore[reportReturnType]
+
+
+def gathered(value: object) -> list[object]:
+    """The `value` of every process, by rank."""
+    values: list[object] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def _tensors(net: nn.Module) -> Iterable[Tensor]:

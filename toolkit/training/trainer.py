@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -122,7 +123,9 @@ class SummedGradients(DDPStrategy):
         return
 
 
-def run_lightning(learner: LightningModule, spec: TrainerSpec, *, loggers: Sequence[Logger], run_dir: Path) -> None:
+def run_lightning(
+    learner: LightningModule, spec: TrainerSpec, *, loggers: Sequence[Logger], callbacks: Sequence[Callback], run_dir: Path
+) -> None:
     """Run `learner` to its end under a Lightning Trainer that prints nothing and writes only through `loggers`."""
     made = {"ddp": SummedGradients, "fsdp": ModelParallelStrategy}.get(spec.strategy)
     with _quiet():
@@ -136,6 +139,7 @@ def run_lightning(learner: LightningModule, spec: TrainerSpec, *, loggers: Seque
             limit_val_batches=0,
             num_sanity_val_steps=0,
             logger=list(loggers) or False,
+            callbacks=list(callbacks),
             plugins=[DurableCheckpointIO()],
             enable_checkpointing=False,
             enable_progress_bar=False,
