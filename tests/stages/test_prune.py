@@ -256,6 +256,35 @@ def test_a_pruned_bundle_can_be_pruned_again(shared: tuple[Store, Bundle, Bundle
     assert len(net.get_submodule("features.5.0").weight) == sizes["features.5.0"][1]
 
 
+def test_pruning_inside_the_recovery_makes_a_bundle_that_reloads(
+    shared: tuple[Store, Bundle, Bundle], data: ImageSet, tmp_path: Path
+) -> None:
+    store, parent, _ = shared
+    settings = {
+        "store": store,
+        "data": data,
+        "run_dir": tmp_path / "run",
+        "criterion": CRITERIA["taylor"](),
+        "options": OPTIONS,
+    }
+    recovery = replace(RECOVERY, schedule=full(epochs=3, lr=1e-3), prune_at=[0, 2])
+    child = prune(parent, target=Target(macs=0.5), recovery=recovery, **settings)
+    report = store.reports(child.digest)["pruning"]
+    example = torch.zeros(1, 3, 32, 32)
+    assert 0.4 < count_macs(restore(child), example) / count_macs(restore(parent), example) <= 0.5
+    assert 0 <= report.value("balanced_accuracy.candidate[split=val]") <= 1
+    assert "prune_at" in child.manifest.lineage.recipe
+    page = (tmp_path / "run" / "pruning.html").read_text()
+    assert "recovered" in page
+    assert "channels removed" not in page
+    for wrong, words in (
+        ({"target": Target(latency=0.5)}, "target.macs"),
+        ({"options": replace(OPTIONS, steps=2)}, "steps at 1"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            prune(parent, recovery=recovery, **{**settings, **wrong})
+
+
 def test_other_labels_are_refused_before_any_work(shared: tuple[Store, Bundle, Bundle], tmp_path: Path) -> None:
     store, parent, _ = shared
     other = shapes(num_samples=80, size_px=32, num_labels=3)

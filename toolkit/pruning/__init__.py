@@ -4,13 +4,14 @@ from toolkit.pruning.batchnorm import reestimate_batchnorm
 from toolkit.pruning.cost import count_macs, count_parameters
 from toolkit.pruning.criteria import CRITERIA, Criterion
 from toolkit.pruning.groups import Group, Member, find_groups
-from toolkit.pruning.planning import PruneOptions, Steps, plan_pruning, prune_net
+from toolkit.pruning.planning import COSTS, PruneOptions, Steps, plan_pruning, prune_net
 from toolkit.pruning.removal import zero_removed
 from toolkit.pruning.selection import NothingToPrune
 from toolkit.pruning.surgery import apply_plan, compose_plans, sliced
 from toolkit.pruning.target import Budget, Target
 
 __all__ = [
+    "COSTS",
     "CRITERIA",
     "Budget",
     "Criterion",

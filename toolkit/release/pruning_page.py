@@ -30,12 +30,12 @@ def write_pruning(report: Report, path: Path) -> None:
 def render_pruning(report: Report) -> str:
     """The page of a report `pruning`."""
     details = report.details
-    curve = list(details.get("curve", []))
+    curve, scores = list(details.get("curve", [])), _scores(report)
     context = {
         "report": report,
         "details": details,
-        "scores": _scores(report),
-        "moments": MOMENTS,
+        "scores": scores,
+        "moments": {moment: title for moment, title in MOMENTS.items() if any(moment in found for found in scores.values())},
         "limits": quantities.limited(report),
         "channels": channels_figure(details["channels"]),
         "sensitivity": sensitivity_figure(details["sensitivity"]) if details.get("sensitivity") else None,
@@ -105,8 +105,11 @@ def curve_figure(curve: Sequence[Mapping[str, float]], report: Report, *, by: st
         (share, "after_batchnorm", "chosen, before recovery", "v", NEW),
         (share, "candidate", "chosen, recovered", "D", CHOSEN),
     )
+    accuracies = _scores(report)["accuracy"]
     for x, moment, label, marker, colour in points:
-        accuracy = report.value(f"accuracy.{moment}[split=val]")
+        accuracy = accuracies.get(moment)
+        if accuracy is None:  # pruned inside the recovery: there is no net between surgery and recovery
+            continue
         axes.plot(x, accuracy, marker=marker, markersize=7, linestyle="", color=colour, label=label)
     words = {"macs": "share of the multiply-accumulates", "latency": "share of the latency, measured in onnxruntime"}
     axes.set(xlabel=words[by], ylabel="accuracy (validation)")

@@ -5,6 +5,7 @@ published. A bundle whose report is missing was cut off in between; it is made a
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.bundle import Bundle, Preprocessing, Report, Store, environment, lineage, recipe_yaml
+from toolkit.bundle import Bundle, Plan, Preprocessing, Report, Store, environment, lineage, recipe_yaml
 from toolkit.bundle.atomic import write_atomic
 from toolkit.checks.pruning_report import pruning_report, require_restorable, unpublished, widths
 from toolkit.checks.pruning_study import study
 from toolkit.checks.pruning_target import Case, Reached, prune_to, with_grid
 from toolkit.data import Audit, AugmentSpec, ImageSet, Normalise, Pixels, audit, decoded_pixels, require_sound
+from toolkit.errors import UsageError
 from toolkit.models import Deployed, require_single, restore
-from toolkit.pruning import Criterion, PruneOptions, Target, apply_plan, compose_plans, reestimate_batchnorm
+from toolkit.pruning import COSTS, Budget, Criterion, PruneOptions, Target, apply_plan, compose_plans, reestimate_batchnorm
 from toolkit.pruning.criteria.taylor import Taylor
 from toolkit.release.pruning_page import write_pruning
-from toolkit.training import Distillation, FitOptions, FitResult, Schedule, TrainerSpec, fit, full, settled
+from toolkit.training import Distillation, FitOptions, FitResult, Pruning, Schedule, TrainerSpec, fit, full, settled
 from toolkit.training.metrics import scores
 
 PAGE, REACHED = "pruning.html", "pruned.json"
@@ -32,13 +34,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recovery:
-    """How the pruned net is trained back: by default every parameter, a short cosine, taught by the unpruned parent too."""
+    """How the pruned net is trained back: by default every parameter, a short cosine, taught by the unpruned parent too.
+
+    `prune_at` moves the pruning into the training: one step at the start of each of these epochs (from 0, ascending), which
+    share the way to the target evenly; where it is empty, all channels go before the first epoch.
+    """
 
     schedule: Schedule = field(default_factory=lambda: full(epochs=5, lr=5e-4))
     options: FitOptions = field(
         default_factory=lambda: FitOptions(batch_size=32, augment=AugmentSpec(), distillation=Distillation())
     )
     trainer: TrainerSpec = field(default_factory=TrainerSpec)
+    prune_at: Sequence[int] = ()
+
+    def pruning(self, target: Target, criterion: Criterion, options: PruneOptions) -> Pruning | None:
+        """The pruning that the recovery itself does; None where it is done before."""
+        return Pruning(self.prune_at, Budget(*target.goal), criterion, options) if self.prune_at else None
 
 
 def prune(
@@ -61,7 +72,7 @@ def prune(
     written to `run_dir`. The same work is not done twice. `resume` names the directory of an interrupted recovery.
     """
     require_single(bundle, "pruned")
-    recovery = _settled(recovery, bundle, data, resume)
+    recovery = _settled(recovery, bundle, data, resume, target=target, options=options)
     preprocessing = bundle.manifest.preprocessing
     parent, normalise = restore(bundle), Normalise(preprocessing)
     example_NCHW = normalise(torch.full((1, preprocessing.num_channels, *preprocessing.size_px), 128, dtype=torch.uint8))
@@ -78,14 +89,16 @@ def prune(
     train, val = _decoded(data, preprocessing, store)
     net, folder = restore(bundle), Path(resume or run_dir)
     case = _case(net, train=train, val=val, bundle=bundle, options=options)
-    origin = {"bundle": bundle.digest, "data": made.data_fingerprint}
-    details = study(case, criterion=criterion, target=target, options=options, folder=folder, origin=origin)
+    steps: Any = {"criterion": criterion, "target": target, "options": options}
+    details = study(case, folder=folder, origin={"bundle": bundle.digest, "data": made.data_fingerprint}, **steps)
     story = {"baseline": _scores(net, val, normalise)}
-    reached = _surgery(case, criterion=criterion, target=target, options=options, folder=folder, resume=resume is not None)
-    story |= _moments(case, val, normalise)
-    result = _recover(net, train, val, preprocessing, recovery, parent, folder, resume is not None)
+    reached = _surgery(case, recovery, folder=folder, resume=resume is not None, **steps)
+    story |= _moments(case, val, normalise) if reached.plan else {}
+    teacher, inside = Deployed(parent, preprocessing), recovery.pruning(**steps)
+    result = _recover(case, train, val, recovery, teacher, inside, folder, resume is not None)
     story["candidate"] = _scores(net, val, normalise)
-    manifest = replace(bundle.manifest, plan=compose_plans(bundle.manifest.plan, reached.plan), lineage=made)
+    plan = compose_plans(bundle.manifest.plan, compose_plans(reached.plan, result.plan))
+    manifest = replace(bundle.manifest, plan=plan, lineage=made)
     require_restorable(manifest, net, normalise(val.images_NCHW[:16]))
     image_NCHW = val.images_NCHW[:1].numpy().astype("float32")
     details |= {**reached.details, "channels": widths(parent, net), **_course(result)}
@@ -101,13 +114,27 @@ def prune(
     return child
 
 
-def _settled(recovery: Recovery, bundle: Bundle, data: ImageSet, resume: Path | None) -> Recovery:
-    """The recovery with a number for a batch size of "auto", found on the unpruned net."""
+def _require_steps(recovery: Recovery, target: Target, options: PruneOptions) -> None:
+    """Raise `UsageError` where the pruning cannot be done inside the recovery."""
+    if recovery.prune_at and target.goal[0] not in COSTS:
+        raise UsageError(
+            f"recovery.prune_at works for targets that follow from widths (macs, params, ratio); target.{target.goal[0]} is "
+            "searched for by measuring. Prune before the recovery (recovery.prune_at=[]), or set target.macs."
+        )
+    if recovery.prune_at and options.steps > 1:
+        raise UsageError("recovery.prune_at says when each step is taken: leave options.steps at 1.")
+
+
+def _settled(
+    recovery: Recovery, bundle: Bundle, data: ImageSet, resume: Path | None, *, target: Target, options: PruneOptions
+) -> Recovery:
+    """The recovery, refused where it does not go with the rest, with a number for a batch size of "auto"."""
+    _require_steps(recovery, target, options)
     if recovery.options.batch_size != "auto":
         return recovery
     spec, num_train, net = bundle.manifest.preprocessing, len(data.split("train")), restore(bundle)
-    options = settled(recovery.options, net, preprocessing=spec, num_train=num_train, trainer=recovery.trainer, resume=resume)
-    return replace(recovery, options=options)
+    number = settled(recovery.options, net, preprocessing=spec, num_train=num_train, trainer=recovery.trainer, resume=resume)
+    return replace(recovery, options=number)
 
 
 def _audited(data: ImageSet, bundle: Bundle) -> Audit:
@@ -134,6 +161,7 @@ def _recipe(criterion: Criterion, target: Target, options: PruneOptions, recover
         "schedule": recovery.schedule,
         "recovery": recovery.options,
         "precision": str(recovery.trainer.autocast_dtype or "float32"),
+        **({"prune_at": list(recovery.prune_at)} if recovery.prune_at else {}),
     }
 
 
@@ -170,8 +198,19 @@ def _case(net: nn.Module, *, train: Pixels, val: Pixels, bundle: Bundle, options
     )
 
 
-def _surgery(case: Case, *, criterion: Criterion, target: Target, options: PruneOptions, folder: Path, resume: bool) -> Reached:
-    """Prune the net of `case` in place; what an interrupted run had decided is carried out again, not decided anew."""
+def _surgery(
+    case: Case,
+    recovery: Recovery,
+    *,
+    criterion: Criterion,
+    target: Target,
+    options: PruneOptions,
+    folder: Path,
+    resume: bool,
+) -> Reached:
+    """Prune the net of `case` in place, unless the recovery does; what an interrupted run had decided is not decided anew."""
+    if recovery.prune_at:
+        return Reached(Plan(), details={"round_to": options.grid, "prune_at": list(recovery.prune_at)})
     kept = folder / REACHED
     if resume and kept.is_file():
         reached = Reached.from_json(kept.read_bytes(), str(kept))
@@ -183,27 +222,28 @@ def _surgery(case: Case, *, criterion: Criterion, target: Target, options: Prune
 
 
 def _recover(
-    net: nn.Module,
+    case: Case,
     train: Pixels,
     val: Pixels,
-    preprocessing: Preprocessing,
     recovery: Recovery,
     parent: nn.Module,
+    pruning: Pruning | None,
     run_dir: Path,
     resume: bool,
 ) -> FitResult:
-    """Train `net` back in place, taught by its parent where the options ask for it."""
+    """Train the net of `case` back in place, taught by its parent where the options ask for it, pruning it on the way."""
     return fit(
-        net,
+        case.net,
         train=train,
         val=val,
-        preprocessing=preprocessing,
+        preprocessing=case.preprocessing,
         schedule=recovery.schedule,
         options=recovery.options,
         trainer=recovery.trainer,
         run_dir=run_dir,
         resume=resume,
-        teacher=Deployed(parent, preprocessing) if recovery.options.distillation is not None else None,
+        teacher=parent if recovery.options.distillation is not None else None,
+        pruning=pruning,
     )
 
 
