@@ -90,7 +90,7 @@ def prune(
     net, folder = restore(bundle), Path(resume or run_dir)
     case = _case(net, train=train, val=val, bundle=bundle, options=options)
     steps: Any = {"criterion": criterion, "target": target, "options": options}
-    details = study(case, folder=folder, origin={"bundle": bundle.digest, "data": made.data_fingerprint}, **steps)
+    details = study(case, folder=folder, origin={"bundle": bundle.digest, "data": data.fingerprint()}, **steps)
     story = {"baseline": _scores(net, val, normalise)}
     reached = _surgery(case, recovery, folder=folder, resume=resume is not None, **steps)
     story |= _moments(case, val, normalise) if reached.plan else {}
