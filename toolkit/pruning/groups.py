@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from toolkit.errors import UsageError, unknown_name
+from toolkit.pruning.attention import layout_of
 from toolkit.pruning.coupling import couple
 from toolkit.pruning.labels import Labels
 from toolkit.pruning.surgery import tensor_owners
@@ -65,9 +66,38 @@ def find_groups(net: nn.Module, example_NCHW: Tensor, *, protect: Sequence[str] 
     """
     labels = couple(net, example_NCHW)
     _protect(net, labels, protect)
-    groups = _groups(net, labels)
+    groups = _with_heads(net, _groups(net, labels), protect)
     _tell_whole(net, groups, labels)
     return groups
+
+
+def _with_heads(net: nn.Module, groups: Sequence[Group], protect: Sequence[str]) -> list[Group]:
+    """`groups` with those of the attention heads, whose softmax no rule follows, in the order the layers stand in."""
+    owners = tensor_owners(net)
+    taken = {(member.tensor, member.dim) for group in groups for member in group.members}
+    heads = []
+    for path, module in net.named_modules():
+        layout, prefix = layout_of(module), f"{path}." if path else ""
+        if layout is None or any(f"{path}.".startswith(f"{name}.") for name in protect):
+            continue
+        num_heads = getattr(module, layout.count)
+        of_head = [(f"{prefix}{name}", 0, 3, False) for name in layout.packed]
+        of_head += [(f"{prefix}{name}", dim, 1, False) for name, dim in layout.by_head] + [
+            (f"{prefix}{layout.merged}", 1, 1, True)
+        ]
+        places = [place for place in of_head if place[0] in owners]  # a bias may be missing
+        if any(place[:2] in taken for place in places):
+            continue
+        members = [
+            Member(name, dim, torch.arange(num_heads).repeat_interleave(size // parts // num_heads).repeat(parts), consumes)
+            for name, dim, parts, consumes in places
+            for size in [owners[name][0].shape[dim]]
+        ]
+        heads.append(
+            Group(members[0].tensor.removesuffix(".weight"), num_heads, len(members[0].units) // num_heads, tuple(members))
+        )
+    order = {name: number for number, name in enumerate(owners)}
+    return sorted([*groups, *heads], key=lambda group: order.get(group.name, order.get(f"{group.name}.weight", 0)))
 
 
 def _tell_whole(net: nn.Module, groups: Sequence[Group], labels: Labels) -> None:

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from toolkit.bundle import Plan
 from toolkit.errors import InputRefused
+from toolkit.pruning.attention import layout_of
 from toolkit.pruning.cost import evaluating
 from toolkit.pruning.groups import Group
 from toolkit.pruning.rules import prunes_whole_groups
@@ -138,6 +139,12 @@ def _attributes(net: nn.Module, kept: Mapping[str, Mapping[str, Sequence[int]]])
         for attribute, value in _sizes(module, key, tensor, shape).items():
             if getattr(module, attribute) != value:
                 attributes.setdefault(name[: -len(key)].rstrip("."), {})[attribute] = value
+    for path, module in net.named_modules():
+        layout, prefix = layout_of(module), f"{path}." if path else ""
+        cut = kept.get(f"{prefix}{layout.merged}", {}).get("1") if layout is not None else None
+        if layout is not None and cut is not None:
+            width = owners[f"{prefix}{layout.merged}"][0].shape[1]
+            attributes.setdefault(path, {})[layout.count] = getattr(module, layout.count) * len(cut) // width
     return attributes
 
 

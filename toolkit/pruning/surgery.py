@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from toolkit.bundle import Plan
 from toolkit.errors import InputRefused
+from toolkit.pruning.attention import HEAD_COUNTS, free_heads, holds_heads, layout_of
 
 
 def apply_plan(net: nn.Module, plan: Plan) -> None:
@@ -35,6 +36,7 @@ def apply_plan(net: nn.Module, plan: Plan) -> None:
         for module in [_module(net, name)]
         for key, value in values.items()
     ]
+    _check_heads(net, plan)
     replaced: dict[int, Tensor] = {}
     with torch.no_grad():
         for name, dims in plan.kept.items():
@@ -44,6 +46,8 @@ def apply_plan(net: nn.Module, plan: Plan) -> None:
             setattr(module, key, replaced[id(tensor)])
     for module, key, value in changes:
         setattr(module, key, value)
+        if key in HEAD_COUNTS:
+            free_heads(module)
 
 
 def compose_plans(first: Plan, second: Plan) -> Plan:
@@ -96,6 +100,23 @@ def _check_ties(plan: Plan, owners: Mapping[str, tuple[Tensor, nn.Module, str]])
         cuts = [{dim: tuple(kept) for dim, kept in plan.kept.get(name, {}).items()} for name in tied]
         if any(cut != cuts[0] for cut in cuts):
             raise InputRefused(f"The pruning plan cuts the tied weights {', '.join(tied)} differently.")
+
+
+def _check_heads(net: nn.Module, plan: Plan) -> None:
+    """An attention reads the width of a head from its weights, so the number of heads must be what they hold."""
+    for path, values in plan.attributes.items():
+        module, prefix = _module(net, path), f"{path}." if path else ""
+        layout = layout_of(module)
+        if layout is None or layout.count not in values:
+            continue
+        kept = {name: plan.kept.get(f"{prefix}{name}", {}) for name in (layout.packed[0], layout.merged)}
+        rows = len(kept[layout.packed[0]].get("0", ()))
+        columns = len(kept[layout.merged].get("1", ()))
+        if not holds_heads(module, values[layout.count], rows=rows, columns=columns):
+            raise InputRefused(
+                f"The pruning plan gives '{path}' {values[layout.count]} heads, which the {rows} rows and {columns} columns it "
+                "keeps of their weights do not hold: the plan is damaged or belongs to another model."
+            )
 
 
 def sliced(tensor: Tensor, dims: Mapping[str, Sequence[int]]) -> Tensor:
