@@ -25,6 +25,7 @@ from toolkit.checks.pruning_target import with_grid
 from toolkit.data import AugmentSpec, ImageSet, Normalise, load_pixels
 from toolkit.data.digits import digits
 from toolkit.data.elpv import elpv
+from toolkit.errors import UsageError
 from toolkit.models import Deployed, build, find_head, replace_head, restore
 from toolkit.pruning import CRITERIA, Budget, PruneOptions, Target, count_macs, prune_net, reestimate_batchnorm
 from toolkit.pruning.latency import LatencyModel
@@ -186,16 +187,27 @@ class Seed:
         whole_ms, grid = min(before["rival"]) / table.slowdown(ops), self._options().grid
         model = LatencyModel.fit(self.parent, self.example_NCHW, op_ms=table, whole_ms=whole_ms, grid=grid)
 
-        def to(aim: float) -> nn.Module:
-            return self._by_us(method, Budget("latency", aim), costs=model.costs)
+        steered = model.steered_costs(self.parent, self.example_NCHW)
+
+        def to(aim: float) -> tuple[float, nn.Module]:
+            """The net of that predicted share, or of the smallest above it that can be reached."""
+            while True:
+                try:
+                    return aim, self._by_us(method, Budget("latency", aim), costs=steered)
+                except UsageError:
+                    if aim >= 0.9:
+                        raise
+                    aim *= 1.1
 
         if method.startswith("random"):
-            aim = json.loads(settled.read_text())["aim"]
-            return to(aim), {"asked": [{"aim": aim}]}
+            aim, net = to(json.loads(settled.read_text())["aim"])
+            return net, {"asked": [{"aim": aim}]}
         aim = relative(before)
         tried: list[tuple[float, float, nn.Module]] = []
         while len(tried) < TRIES and not any(CLOSE[0] <= ratio <= CLOSE[1] for ratio, _, _ in tried):
-            net = to(aim)
+            aim, net = to(aim)
+            if any(aim == earlier for _, earlier, _ in tried):
+                break
             ratio = relative(self._in_turns({"net": self._write(net, "candidate"), "rival": rival}))
             tried.append((ratio, aim, net))
             aim = _next_aim(tried)

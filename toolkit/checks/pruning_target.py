@@ -120,6 +120,7 @@ def _to_latency(case: Case, target: Target, grid: int, prune: Callable[..., Plan
     ops = [call.op for call in layer_calls(case.net, case.example_NCHW)]
     whole_ms = clock.parent_fastest_ms / table.slowdown(ops)
     model = LatencyModel.fit(case.net, case.example_NCHW, op_ms=table, whole_ms=whole_ms, grid=grid)
+    steered = model.steered_costs(case.net, case.example_NCHW)
     whole = model.costs(case.net, [], case.example_NCHW).total
 
     def measure(net: nn.Module) -> float:
@@ -129,7 +130,7 @@ def _to_latency(case: Case, target: Target, grid: int, prune: Callable[..., Plan
     plan, tried = search_latency(
         case.net,
         share=share,
-        prune=lambda net, budget: prune(net, budget, costs=model.costs),
+        prune=lambda net, budget: prune(net, budget, costs=steered),
         predict=lambda net: model.costs(net, [], case.example_NCHW).total / whole,
         measure=measure,
     )

@@ -74,7 +74,23 @@ class Costs:
         return [have - keep for have, keep in zip(self._num_units, counts, strict=True)]
 
 
-CostsOf = Callable[[nn.Module, Sequence[Group], Tensor], Costs]
+class Blend:
+    """The mean of costs, each as a share of what the whole net costs (given beside it); `total` is that of the net as it is."""
+
+    def __init__(self, *parts: tuple[Costs, float]) -> None:
+        self._parts = parts
+        self.total = sum(costs.total / whole for costs, whole in parts) / len(parts)
+
+    def __call__(self, counts: Sequence[int]) -> float:
+        """The cost when group g keeps `counts[g]` units."""
+        return sum(costs(counts) / whole for costs, whole in self._parts) / len(self._parts)
+
+    def change(self, counts: Sequence[int], group: int, count: int) -> float:
+        """What the cost rises by when the group numbered `group` keeps `count` units instead of `counts[group]`."""
+        return sum(costs.change(counts, group, count) / whole for costs, whole in self._parts) / len(self._parts)
+
+
+CostsOf = Callable[[nn.Module, Sequence[Group], Tensor], Costs | Blend]
 
 
 def mac_costs(net: nn.Module, groups: Sequence[Group], example_NCHW: Tensor) -> Costs:

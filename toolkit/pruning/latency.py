@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from toolkit.pruning.costs import Costs, Shape
+from toolkit.pruning.costs import Blend, Costs, CostsOf, Shape, mac_costs
 from toolkit.pruning.groups import Group
 from toolkit.pruning.layers import LayerOp, layer_calls
 from toolkit.pruning.rules import prunes_whole_groups
 
-ANCHORS = (0.125, 0.25, 0.5, 0.75, 1.0)
+ANCHORS = (1 / 32, 1 / 16, 0.125, 0.25, 0.5, 0.75, 1.0)
 
 OpTimer = Callable[[LayerOp], float]
 
@@ -46,6 +46,18 @@ class LatencyModel:
         for call in layer_calls(net, example_NCHW):
             ops.setdefault(call.tensor, []).append(call.op)
         return Costs(net, groups, {name: functools.partial(self._layer_ms, tuple(calls)) for name, calls in ops.items()})
+
+    def steered_costs(self, net: nn.Module, example_NCHW: Tensor) -> CostsOf:
+        """What a search should solve on: predicted milliseconds and MACs, half and half, as shares of those of the whole `net`.
+
+        Alone, the time of a narrow layer is mostly what a call costs, and noise: widening it seems free, narrowing it useless.
+        """
+        ms, macs = (costs(net, [], example_NCHW).total for costs in (self.costs, mac_costs))
+
+        def costs(net: nn.Module, groups: Sequence[Group], example_NCHW: Tensor) -> Blend:
+            return Blend((self.costs(net, groups, example_NCHW), ms), (mac_costs(net, groups, example_NCHW), macs))
+
+        return costs
 
     def _layer_ms(self, ops: Sequence[LayerOp], shape: Shape) -> float:
         total = 0.0

@@ -19,6 +19,7 @@ from toolkit.pruning.target import Budget
 
 MOST_EXPORTS = 3
 CLOSE = 0.05
+MOST_PREDICTIONS, NEAR = 3, 0.02
 HALVINGS = 6
 SMALLEST_AIM = 0.02
 
@@ -53,16 +54,15 @@ def search_latency(
     tried: list[Finalist] = []
     aim = share
     while len(tried) < MOST_EXPORTS:
-        twin = copy.deepcopy(net)
         try:
-            plan = prune(twin, Budget("latency", aim))
+            twin, plan, predicted = _predicted_at(net, aim, prune, predict)
         except UsageError:
             if not tried:
                 raise
             break
         if any(plan == earlier.plan for earlier in tried):
             break
-        found = Finalist(plan, aim, predict(twin), measure(twin))
+        found = Finalist(plan, aim, predicted, measure(twin))
         tried.append(found)
         logger.info(
             "latency %.1f%% wanted: predicted %.1f%%, measured %.1f%%",
@@ -73,6 +73,32 @@ def search_latency(
         aim = _next_aim(tried, share)
     kept = [one for one in tried if one.measured <= (1 + CLOSE) * share] or tried
     return min(kept, key=lambda one: abs(math.log(one.measured / share))).plan, tried
+
+
+def _predicted_at(
+    net: nn.Module, aim: float, prune: Prune, predict: Callable[[nn.Module], float]
+) -> tuple[nn.Module, Plan, float]:
+    """A copy of `net` pruned to a predicted share near `aim`, its plan and that share.
+
+    What a search solves on need not be the prediction itself, so the budget is corrected by it, which exports nothing.
+    """
+    share, best = aim, None
+    for _ in range(MOST_PREDICTIONS):
+        twin = copy.deepcopy(net)
+        try:
+            plan = prune(twin, Budget("latency", min(max(share, SMALLEST_AIM), 0.99)))
+        except UsageError:
+            if best is None:
+                raise
+            break
+        found = (twin, plan, predict(twin))
+        if best is None or abs(math.log(found[2] / aim)) < abs(math.log(best[2] / aim)):
+            best = found
+        if abs(found[2] / aim - 1) <= NEAR:
+            break
+        share *= aim / found[2]
+    assert best is not None
+    return best
 
 
 def _next_aim(tried: Sequence[Finalist], share: float) -> float:

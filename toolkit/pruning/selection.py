@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import UsageError
-from toolkit.pruning.costs import Costs
+from toolkit.pruning.costs import Blend, Costs
 from toolkit.pruning.groups import Group
 from toolkit.pruning.target import Budget
 
@@ -49,7 +49,7 @@ class Whole:
 def choose(
     groups: Sequence[Group],
     scores: Sequence[Tensor],
-    costs: Costs,
+    costs: Costs | Blend,
     *,
     budget: Budget,
     round_to: int,
@@ -87,7 +87,13 @@ def _on_grid(count: int, group: Group, step: int, whole: Whole) -> int:
 
 
 def _under_budget(
-    groups: Sequence[Group], scores: Sequence[Tensor], costs: Costs, *, budget: Budget, steps: Sequence[int], whole: Whole
+    groups: Sequence[Group],
+    scores: Sequence[Tensor],
+    costs: Costs | Blend,
+    *,
+    budget: Budget,
+    steps: Sequence[int],
+    whole: Whole,
 ) -> list[int]:
     """The widths of the lowest threshold that keeps the budget, then grown greedily while it lasts."""
     ordered = [score.sort(descending=True).values for score in scores]
@@ -118,7 +124,13 @@ def _under_budget(
 
 
 def _grow(
-    counts: list[int], ordered: Sequence[Tensor], groups: Sequence[Group], costs: Costs, *, limit: float, steps: Sequence[int]
+    counts: list[int],
+    ordered: Sequence[Tensor],
+    groups: Sequence[Group],
+    costs: Costs | Blend,
+    *,
+    limit: float,
+    steps: Sequence[int],
 ) -> list[int]:
     """Widen one group at a time by one grid step, where the importance gained for its cost is highest, within the limit."""
     now, counts = costs(counts), list(counts)
