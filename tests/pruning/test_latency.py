@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from toolkit.bundle import Plan
 from toolkit.errors import UsageError
-from toolkit.pruning import CRITERIA, Budget, PruneOptions, apply_plan, find_groups, plan_pruning, prune_net
+from toolkit.pruning import CRITERIA, Budget, PruneOptions, apply_plan, count_macs, find_groups, plan_pruning, prune_net
 from toolkit.pruning.latency import LatencyModel
 from toolkit.pruning.layers import LayerOp, layer_calls
 from toolkit.pruning.search import search_accuracy, search_latency
@@ -81,6 +82,30 @@ def test_few_widths_are_timed_and_all_on_the_grid(mixed: Callable[..., nn.Module
     assert len(asked) <= 10 * 25
     fixed = {3, 5, 16 * 64}
     assert all(width % 8 == 0 or width in fixed for op in asked for width in (op.in_channels, op.out_channels))
+
+
+def test_a_blend_counts_in_shares_of_the_whole_net_in_every_step(mixed: Callable[..., nn.Module], example_NCHW: Tensor) -> None:
+    net = mixed()
+    model = LatencyModel.fit(net, example_NCHW, op_ms=proportional_ms, whole_ms=1.0, grid=8)
+    steered, whole_ms, whole_macs = model.steered_costs(net, example_NCHW), 1.0, count_macs(net, example_NCHW)
+    groups = find_groups(net, example_NCHW)
+    costs = steered(net, groups, example_NCHW)
+    counts = [group.num_units for group in groups]
+    assert costs.total == pytest.approx(1.0) == costs(counts)
+    narrower = [max(1, counts[0] // 2), *counts[1:]]
+    assert costs(narrower) == pytest.approx(1 + costs.change(counts, 0, narrower[0]))
+    apply_plan(net, plan_pruning(net, example_NCHW, criterion=CRITERIA["random"](), budget=Budget("ratio", 0.5)))
+    shares = (model.costs(net, [], example_NCHW).total / whole_ms, count_macs(net, example_NCHW) / whole_macs)
+    assert steered(net, [], example_NCHW).total == pytest.approx(sum(shares) / 2)
+
+
+def test_the_budget_is_corrected_by_the_prediction_before_anything_is_exported() -> None:
+    def square(net: Any) -> float:
+        return net.share**2
+
+    plan, tried = search_latency(nn.Identity(), share=0.5, prune=planned, predict=square, measure=square)
+    assert [one.plan for one in tried] == [plan]
+    assert abs(tried[0].measured / 0.5 - 1) <= 0.05
 
 
 def planned(net: nn.Module, budget: Budget) -> Plan:

@@ -19,7 +19,7 @@ from toolkit.pruning.target import Budget
 
 MOST_EXPORTS = 3
 CLOSE = 0.05
-MOST_PREDICTIONS, NEAR = 3, 0.02
+MOST_PREDICTIONS, NEAR = 4, 0.02
 HALVINGS = 6
 SMALLEST_AIM = 0.02
 
@@ -82,7 +82,7 @@ def _predicted_at(
 
     What a search solves on need not be the prediction itself, so the budget is corrected by it, which exports nothing.
     """
-    share, best = aim, None
+    share, best, below, above = aim, None, (0.0, 0.0), (1.0, 1.0)
     for _ in range(MOST_PREDICTIONS):
         twin = copy.deepcopy(net)
         try:
@@ -96,7 +96,8 @@ def _predicted_at(
             best = found
         if abs(found[2] / aim - 1) <= NEAR:
             break
-        share *= aim / found[2]
+        below, above = ((share, found[2]), above) if found[2] < aim else (below, (share, found[2]))
+        share = below[0] + (above[0] - below[0]) * (aim - below[1]) / (above[1] - below[1])
     assert best is not None
     return best
 
