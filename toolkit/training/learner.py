@@ -191,9 +191,9 @@ class Learner(LightningModule):
         return feed
 
     def _begin_epoch(self, feed: Feed | None) -> None:
-        train, size, seed = self.task.train, self.task.options.images_a_step, self.task.options.seed
-        place = processes.place() | {"epoch": len(self.course.history), "shards": train.shards}
-        batches_N = epoch_batches(len(train), batch_size=size, seed=seed, **place)
+        train, options, epoch = self.task.train, self.task.options, len(self.course.history)
+        size, place = options.images_a_step, processes.place()
+        batches_N = epoch_batches(len(train), batch_size=size, seed=options.seed, epoch=epoch, shards=train.shards, **place)
         self._batches = indices(batches_N, self.device)
         self._tally = Tally(self.course.tally, device=self.device, together=self._sharded)
         if feed is not None:
