@@ -53,7 +53,8 @@ def _tensor_problems(kind: str, held: Sequence[onnx.ValueInfoProto], promised: S
         return
     for value, spec in zip(held, promised, strict=True):
         tensor = value.type.tensor_type
-        dtype = TensorProto.DataType.Name(tensor.elem_type).lower().replace("float", "float32").replace("float3216", "float16")
+        dtype = TensorProto.DataType.Name(tensor.elem_type).lower()
+        dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
         if dtype != spec.dtype:
             yield f"{kind} '{spec.name}' is {dtype}, promised is {spec.dtype}"
         dims = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]

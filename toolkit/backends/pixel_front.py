@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from toolkit.backends.graph_files import external_tensors, read_graph
-from toolkit.backends.resize_graph import Builder, resizing_weights
+from toolkit.backends.resize_graph import Builder, resized_pixels
 from toolkit.bundle import Preprocessing
 from toolkit.errors import InputRefused
 
@@ -81,33 +81,11 @@ def _front(images: str, preprocessing: Preprocessing) -> Builder:
     b = Builder(PREFIX)
     shape = b.op("Shape", images)
     height, width = (b.op("Gather", shape, b.constant(axis, np.int64)) for axis in (1, 2))
-    targets = _covering(b, height, width, preprocessing) if preprocessing.resize == "crop" else None
+    whole = _covering(b, height, width, preprocessing) if preprocessing.resize == "crop" else None
+    targets = whole or [b.constant(side, np.int64) for side in preprocessing.size_px]
     pixels_NCHW = b.op("Cast", b.op("Transpose", images, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
-    sides = {}
-    for side, source, size, axis in (("W", width, preprocessing.size_px[1], 1), ("H", height, preprocessing.size_px[0], 0)):
-        target = targets[axis] if targets else b.constant(size, np.int64)
-        spare = b.op("Div", b.real(b.op("Sub", target, b.constant(size, np.int64))), 2.0)
-        sides[side] = resizing_weights(
-            b,
-            source=source,
-            target=target,
-            offset=b.whole(b.op("Round", spare)),
-            size=size,
-            interpolation=preprocessing.interpolation,
-            antialias=preprocessing.antialias,
-        )
-    across = b.op("MatMul", pixels_NCHW, b.op("Transpose", sides["W"], perm=[1, 0]))
-    if preprocessing.antialias or preprocessing.interpolation == "nearest":
-        across = _levels(b, b.op("Floor", b.op("Add", across, b.constant(0.5, np.float32))))
-        down = b.op("Floor", b.op("Add", b.op("MatMul", sides["H"], across), b.constant(0.5, np.float32)))
-    else:
-        down = b.op("Round", b.op("MatMul", sides["H"], across))
-    _levels(b, down, name=PIXELS)
+    resized_pixels(b, pixels_NCHW, sources=[height, width], targets=targets, preprocessing=preprocessing, name=PIXELS)
     return b
-
-
-def _levels(b: Builder, values: str, name: str = "") -> str:
-    return b.op("Clip", values, b.constant(0.0, np.float32), b.constant(255.0, np.float32), name=name)
 
 
 def _covering(b: Builder, height: str, width: str, preprocessing: Preprocessing) -> tuple[str, str]:

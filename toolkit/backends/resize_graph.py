@@ -10,12 +10,14 @@ Legend: H, W the image's size, O a target side, I an image side.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from toolkit.bundle import Preprocessing
 
 SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 TORCH_CUBIC, PIL_CUBIC = -0.75, -0.5
@@ -53,6 +55,47 @@ class Builder:
     def count(self, end: str) -> str:
         """0, 1, ... below the int64 scalar `end`, as float64."""
         return self.real(self.op("Range", self.constant(0, np.int64), end, self.constant(1, np.int64)))
+
+
+def resized_pixels(
+    b: Builder,
+    pixels_NCHW: str,
+    *,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    preprocessing: Preprocessing,
+    name: str = "",
+) -> str:
+    """Pixels resized to `targets`, of which the middle at the size of `preprocessing` stays: float32, in whole grey levels.
+
+    `sources` and `targets` name int64 scalars, height first.
+    """
+    weights = []
+    for source, target, size in zip(sources, targets, preprocessing.size_px, strict=True):
+        spare = b.op("Div", b.real(b.op("Sub", target, b.constant(size, np.int64))), 2.0)
+        weights.append(
+            resizing_weights(
+                b,
+                source=source,
+                target=target,
+                offset=b.whole(b.op("Round", spare)),
+                size=size,
+                interpolation=preprocessing.interpolation,
+                antialias=preprocessing.antialias,
+            )
+        )
+    down_OH, across_OW = weights
+    across = b.op("MatMul", pixels_NCHW, b.op("Transpose", across_OW, perm=[1, 0]))
+    if preprocessing.antialias or preprocessing.interpolation == "nearest":
+        across = _levels(b, b.op("Floor", b.op("Add", across, b.constant(0.5, np.float32))))
+        down = b.op("Floor", b.op("Add", b.op("MatMul", down_OH, across), b.constant(0.5, np.float32)))
+    else:
+        down = b.op("Round", b.op("MatMul", down_OH, across))
+    return _levels(b, down, name=name)
+
+
+def _levels(b: Builder, values: str, name: str = "") -> str:
+    return b.op("Clip", values, b.constant(0.0, np.float32), b.constant(255.0, np.float32), name=name)
 
 
 def resizing_weights(

@@ -8,7 +8,7 @@ Legend: N samples, K classes, B resamples.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,13 +29,15 @@ class Service:
 
     `label`: the class that is acted on when its probability reaches `threshold` (0..1, the baseline's); none when the service
     takes the likeliest label. `keep`: what the candidate's own threshold must keep of the baseline's: `recall`, `precision` or
-    `alert_rate`. `pinned`: a text file with one image key a line, the images whose answers must not get worse.
+    `alert_rate`. `pinned`: a text file with one image key a line, the images whose answers must not get worse. `drop_labels`:
+    labels that only the candidate knows and an adapter may leave out.
     """
 
     label: str | None = None
     threshold: float = 0.5
     keep: Literal["recall", "precision", "alert_rate"] = "recall"
     pinned: Path | str | None = None
+    drop_labels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:

@@ -15,6 +15,7 @@ STAGES = {
     "interpolate": "Interpolated with its predecessor",
     "calibrate": "Calibrated",
     "export": "Exported to ONNX",
+    "adapt": "Adapted to the contract in service",
 }
 
 
@@ -44,9 +45,11 @@ def family_reports(store: Store, bundle: Bundle) -> dict[str, Report]:
 
 
 def architecture(manifest: Manifest) -> str:
-    """The architecture in words: its name, and whether it was pruned."""
-    name = manifest.architecture.key.partition("/")[2] or manifest.architecture.key
-    return f"pruned {name}" if manifest.plan else name
+    """The architecture in words: its name, and whether it was pruned or stands behind an adapter."""
+    around = manifest.architecture.kwargs.get("around")
+    key = str(around or manifest.architecture.key)
+    name = key.partition("/")[2] or key
+    return f"adapted {name}" if around else f"pruned {name}" if manifest.plan else name
 
 
 def input_size(manifest: Manifest) -> str:

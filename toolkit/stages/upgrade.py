@@ -92,6 +92,8 @@ def upgrade(
     show_report(store.reports(candidate.digest)["parity"], console)
     story.tell("May it replace the model in service?")
     verdict = steps.gate(candidate, store=store, baseline=baseline, data=data)
+    if verdict.subjects[0] != candidate.digest:  # with steps.gate.adapt: the candidate behind an adapter
+        candidate = store.open(verdict.subjects[0])
     story.tell("Release" if verdict.verdict == "pass" else "No release; the reasons are in the report")
     try:
         steps.release(candidate, store=store, alias=alias, baseline=baseline, data=data, output=output)
