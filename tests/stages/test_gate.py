@@ -5,15 +5,20 @@ from pathlib import Path
 import pytest
 
 from tests.checks.planted import images, stored, trained
+from tests.migration.graph_forms import write_form
 from toolkit.bundle import Limit, Measurement, Report, Store
 from toolkit.checks.regression_limits import GateLimits, Rule
 from toolkit.cli import main
 from toolkit.errors import InputRefused, UsageError
+from toolkit.release.page import render_page
+from toolkit.release.tables import open_console, show_report
+from toolkit.stages.adopt import adopt
 from toolkit.stages.diff import diff
 from toolkit.stages.evaluate import evaluate
 from toolkit.stages.gate import gate
 from toolkit.stages.log import log
 from toolkit.stages.ls import ls
+from toolkit.stages.release import release
 from toolkit.stages.rollback import rollback
 from toolkit.stages.show import show
 
@@ -36,6 +41,35 @@ def test_gate_takes_parity_from_the_store_and_keeps_its_report_beside_the_candid
     report = gate(candidate, store=store, baseline=baseline, data=images(), limits=LIMITS, latency_rounds=10)
     assert report.verdict == "pass"
     assert store.reports(candidate.digest)["gate"].measurements == report.measurements
+
+
+def test_a_breaking_candidate_is_judged_and_released_behind_an_adapter(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_form("uint8_nhwc", tmp_path / "old.onnx", num_epochs=3)
+    labels = ["triangle", "circle", "square"]
+    old = adopt("onnx", store=store, checkpoint=path, labels=labels, alias="production")
+    new = stored(store, trained(num_epochs=8), graph=tmp_path / "new.onnx")
+    contract = Rule("contract.breaking", "==", 0, reason="Callers stay.")
+    limits = GateLimits({**LIMITS.rules, "contract": contract})
+    plain = gate(new, store=store, baseline=old, data=images(), limits=limits, latency_rounds=10)
+    assert plain.value("contract.breaking") == 2  # the order of the labels, the name of the input
+    report = gate(new, store=store, baseline=old, data=images(), limits=limits, latency_rounds=10, adapt=True)
+    assert report.verdict == "pass"
+    assert report.details["contract"] == []
+    assert report.value("accuracy.candidate") == plain.value("accuracy.candidate")
+    adapted = store.open(report.subjects[0])
+    assert store.ancestors(adapted) == [new]
+    show_report(report, open_console())
+    said = capsys.readouterr().out
+    page = render_page(store, adapted, baseline=old, images=None, alias="production")
+    for step in report.details["adaptation"]["steps"]:
+        assert step in said
+        assert step.replace("'", "&#39;") in page
+    release(adapted, store=store, baseline=old, data=images(), output=tmp_path / "out")
+    assert store.aliases.current("production") == adapted.digest
+    again = gate(new, store=store, baseline=adapted, data=images(), limits=limits, latency_rounds=10, adapt=True)
+    assert again.verdict == "pass"
 
 
 def test_too_few_latency_rounds_are_refused(store: Store) -> None:

@@ -92,6 +92,7 @@ def _comparison(gate: Report, images: ImageSet | None) -> dict[str, Any]:
         "attributions": gate.details.get("attributions", {}),
         "alike": [m for m in gate.measurements if m.name.startswith("attribution_agreement")],
         "contract": gate.details.get("contract", []),
+        "adaptation": gate.details.get("adaptation", {}),
         "statistics": gate.details.get("statistics", {}),
         "figures": _figures(gate, [row for row in overall + scoped if row.metric in SCORES]),
     }

@@ -80,6 +80,8 @@ def show_verdict(report: Report, console: Console) -> None:
     for measurement in limited(report):
         if measurement.passed is not True:
             console.print(_objection(measurement, report))
+    for line in _adaptation_lines(report):
+        console.print(Text(line))
     console.print(Text.assemble("Verdict: ", _marked(report.verdict)))
 
 
@@ -212,6 +214,13 @@ def _objection(measurement: Measurement, report: Report) -> Text:
     said = f" {parse(measurement.name).title} is {show_value(measurement)}{within}, must be {show_limit(measurement)}. {advice}"
     why = f"\n    why this limit: {measurement.limit.reason}" if measurement.limit.reason else ""
     return Text.assemble("  ", _marked(show_result(measurement.passed)), said.rstrip(), why)
+
+
+def _adaptation_lines(report: Report) -> list[str]:
+    """What the adapter of a gated bundle does, or why there is none."""
+    found = report.details.get("adaptation", {})
+    steps = [f"  ⇄ adapter around {found['of'][:12]}: {step}" for step in found.get("steps", ())]
+    return steps + [f"  ✗ not adapted: {reason}" for reason in found.get("refused", ())]
 
 
 def _title(report: Report) -> str:
