@@ -61,7 +61,7 @@ class AdaptedRunner:
     def __call__(self, images_NCHW: np.ndarray) -> np.ndarray:
         """Logits (N, K) of float32 pixels 0..255 (N, C, H, W). Raises `UsageError` when the images do not fit the graph."""
         batch_NCHW = pixel_batch(images_NCHW, name=self.origin)
-        prepared = self._prepared(batch_NCHW)
+        prepared = self.prepared(batch_NCHW)
         wanted = self.input.dims
         if any(isinstance(w, int) and w != n for w, n in zip(wanted[1:], prepared.shape[1:], strict=True)):
             raise UsageError(f"{self.origin} takes images of shape {list(wanted)}; got {list(prepared.shape)}.")
@@ -72,7 +72,8 @@ class AdaptedRunner:
         ]
         return np.concatenate(blocks)[:num_images]
 
-    def _prepared(self, images_NCHW: np.ndarray) -> np.ndarray:
+    def prepared(self, images_NCHW: np.ndarray) -> np.ndarray:
+        """Float32 pixels 0..255 (N, C, H, W) as the graph's input takes them: normalised, cast and laid out."""
         if self.normalise is not None:
             images_NCHW = self.normalise(torch.from_numpy(images_NCHW)).numpy()
         dtype = DTYPES[self.input.dtype]

@@ -14,12 +14,9 @@ import gc
 import importlib
 import json
 import os
-import re
-import resource
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -29,19 +26,8 @@ from toolkit.backends import free_device_bytes, open_runner, require_runner
 from toolkit.backends.noise import in_batches
 from toolkit.bundle import Store
 from toolkit.checks.benchmark_timing import warm_up
+from toolkit.checks.peak_memory import peak_bytes
 from toolkit.errors import ToolkitError
-
-PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
-
-
-def peak_bytes() -> int:
-    """The most memory this process has held in RAM at once, since it was started."""
-    try:
-        found = PEAK.search(Path("/proc/self/status").read_text(encoding="ascii"))
-    except OSError:
-        found = None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Bench:

@@ -20,6 +20,7 @@ from toolkit.errors import EnvironmentProblem
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 NO_TF32 = {"NVIDIA_TF32_OVERRIDE": "0"}  # for the libraries that a runtime asks itself, TensorRT among them
 MODULE = "toolkit.checks.benchmark_process"
+GRAPH_MODULE = "toolkit.checks.footprint_process"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Task:
     """What a process is for: a bundle (by store and digest), what opens it, a batch size, threads, images and logits files.
 
     What `torch.compile` writes goes to `compiled`, empty at first, so that compiling is measured from nothing. `imports` are
-    modules that register the bundle's architecture.
+    modules that register the bundle's architecture. With `graph` a graph file is run as it is (`footprint_process`).
     """
 
     store: str
@@ -41,6 +42,7 @@ class Task:
     precision: str = "fp32"
     compiled: str = ""
     imports: tuple[str, ...] = ()
+    graph: str = ""
 
 
 class Worker:
@@ -52,7 +54,7 @@ class Worker:
         settings = NO_TF32 | ({"TORCHINDUCTOR_CACHE_DIR": task.compiled} if task.compiled else {})
         threads = {name: str(task.threads) for name in THREAD_SETTINGS}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", MODULE, json.dumps(asdict(task))],
+            [sys.executable, "-m", GRAPH_MODULE if task.graph else MODULE, json.dumps(asdict(task))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -20,8 +20,10 @@ from toolkit.checks.metrics import Predictions
 from toolkit.checks.operating_point import Service, operating_point
 from toolkit.checks.regression_contract import contract_differences, contract_measurements
 from toolkit.checks.regression_cost import cost_measurements
+from toolkit.checks.regression_footprint import footprint_measurements
 from toolkit.checks.regression_limits import GateLimits, Rule, judge
 from toolkit.checks.regression_slices import worse_slices
+from toolkit.checks.training_overlap import SEEN, Overlap
 from toolkit.data import ImageSet, Pixels, load_pixels
 from toolkit.errors import UsageError
 
@@ -40,21 +42,23 @@ def regression(
     seed: int = 0,
     latency_rounds: int = 100,
     service: Service | None = None,
+    batch: int | None = None,
+    overlap: Overlap | None = None,
 ) -> Report:
     """The report `gate` over (candidate, baseline) on one split of `images`, held against `limits`.
 
     `parity` is the candidate's stored parity report; without it parity is undecided. `service` says how the baseline is used:
-    its threshold is carried over to the candidate, and no answer on a pinned image may get worse. Raises `InputRefused` when
-    a bundle's label set is not the data's, `UsageError` for limits that name what was not measured.
+    its threshold is carried over to the candidate, and no answer on a pinned image may get worse. With `batch` (its size)
+    throughput, memory and load time are measured, each model in a process of its own. `overlap` counts the test images that the
+    candidate was trained on: none may be. Raises `InputRefused` when a bundle's label set is not the data's, `UsageError` for
+    limits that name what was not measured.
     """
     service = service or Service()
     if latency_rounds < 10:
         raise UsageError(f"latency_rounds is {latency_rounds}; take at least 10, a median of fewer says little")
     pixels = _paired_pixels(images.split(split), baseline, candidate)
-    models = {
-        "baseline": predict_bundle(baseline, pixels["baseline"]),
-        "candidate": predict_bundle(candidate, pixels["candidate"]),
-    }
+    bundles = {"baseline": baseline, "candidate": candidate}
+    models = {side: predict_bundle(bundle, pixels[side]) for side, bundle in bundles.items()}
     shared = pixels["baseline"]
     flips = Flips(models["baseline"], models["candidate"])
     first = {side: pixels[side].images_NCHW[:1].numpy().astype(np.float32) for side in models}
@@ -66,13 +70,13 @@ def regression(
         *contract_measurements(baseline.manifest, candidate.manifest),
         Measurement("parity.passed", _parity_value(parity)),
         *cost_measurements(baseline, candidate, first, rounds=latency_rounds, seed=seed),
+        *([] if batch is None else footprint_measurements(bundles, first, batch=batch)),
+        *([] if overlap is None else [overlap.measurement()]),
     ]
     pinned, limits = _pinned(flips, service.pinned_keys(shared.keys), shared.keys, limits)
     alerts, acted = _operating_point(service, baseline, candidate, images, split=split, models=models, seed=seed)
-    measurements += [*pinned, *alerts]
-    looked, attributions = explain({"baseline": baseline, "candidate": candidate}, pixels, flips, seed=seed)
-    measurements += looked
-    judged, explanations = judge(measurements, limits)
+    looked, attributions = explain(bundles, pixels, flips, seed=seed)
+    judged, explanations = _judged([*measurements, *pinned, *alerts, *looked], limits, overlap)
     details = {
         "data": describe_data(images, split, len(shared)),
         "labels": list(shared.labels),
@@ -85,8 +89,17 @@ def regression(
         "flips": list_flips(flips, keys=shared.keys, slices=shared.slices, labels=shared.labels),
         "curves": {side: curves(predictions) for side, predictions in models.items()},
     }
-    subjects = (candidate.digest, baseline.digest)
-    return Report("gate", subjects, verdict_of(judged), tuple(judged), details, environment())
+    return Report("gate", (candidate.digest, baseline.digest), verdict_of(judged), tuple(judged), details, environment())
+
+
+def _judged(
+    measurements: list[Measurement], limits: GateLimits, overlap: Overlap | None
+) -> tuple[list[Measurement], dict[str, dict[str, Any]]]:
+    """The measurements held against the limits, with their explanations; that of the overlap in its own words."""
+    judged, explanations = judge(measurements, limits if overlap is None else overlap.held(limits))
+    if overlap is not None and overlap.text and SEEN in explanations:
+        explanations[SEEN]["advice"] = overlap.text
+    return judged, explanations
 
 
 def _pinned(

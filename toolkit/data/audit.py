@@ -98,6 +98,12 @@ def require_sound(found: Audit) -> None:
         raise InputRefused(f"data '{found.name}' cannot be used:\n{listed}")
 
 
+def pixel_digests(images: ImageSet) -> list[int | None]:
+    """The first 64 bits of the sha256 of each image's pixels, as a signed integer; None for one that cannot be read."""
+    found = map_in_threads(_pixel_digest, images.samples, description=f"Comparing {images.name}")
+    return [int(digest[:16], 16) - (1 << 63) if digest else None for digest, _ in found]
+
+
 def _pixel_digest(sample: Sample) -> tuple[str, str]:
     source = sample.source
     if isinstance(source, Path) and source.is_file():

@@ -28,7 +28,7 @@ from toolkit.release.quantities import SCORES, Row, limited, rows
 from toolkit.release.story import architecture, family_reports, input_size, story
 
 HEADLINE = ("balanced_accuracy", "roc_auc")
-COSTS = ("latency_median", "latency_p95", "macs", "parameters", "size")
+COSTS = ("latency_median", "latency_p95", "throughput", "memory", "load_time", "macs", "parameters", "size")
 FLIP_RATES = ("negative_flip_rate", "positive_flip_rate", "mcnemar_p")
 FLIP_REST = ("relative_negative_flip_rate", "confident_negative_flips", "churn", "excess_churn")
 OTHER_CHECKS = ("parity", "parity.fp16", "parity.int8", "pruning", "preprocessing", "calibration")

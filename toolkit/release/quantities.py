@@ -41,6 +41,10 @@ TITLES = {
     "excess_churn": "Changed answers beyond need",
     "latency_median": "Latency, median",
     "latency_p95": "Latency, 95th percentile",
+    "test_images_seen": "Test images seen in training",
+    "throughput": "Throughput, batches of 32",
+    "memory": "Memory, peak",
+    "load_time": "Load time",
     "macs": "Multiply-accumulates",
     "parameters": "Parameters",
     "size": "File size",
@@ -130,7 +134,11 @@ FLAGS = {
     "finite": ("no", "yes"),
     "runs_here": ("no", "yes"),
 }
-LOWER_IS_BETTER = {"nll", "brier", "ece", "latency_median", "latency_p95", "macs", "parameters", "size", "weights_size", "loss"}
+LOWER_IS_BETTER = {
+    *("nll", "brier", "ece", "loss"),
+    *("latency_median", "latency_p95", "macs", "parameters", "size", "weights_size", "memory", "load_time"),
+}
+ONE_PROCESS = {"throughput", "memory", "load_time"}  # one observation each: a tenth either way is no difference
 VERDICTS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 
 
@@ -175,7 +183,8 @@ class Row:
         if self.change is None or self.change.value is None:
             return "same"
         neutral = 1.0 if self.change.name.startswith(f"{self.metric}.ratio") else 0.0
-        if neutral and self.change.interval is None and abs(self.change.value - neutral) < 0.005:
+        unsure = 0.1 if self.metric in ONE_PROCESS else 0.005
+        if neutral and self.change.interval is None and abs(self.change.value - neutral) < unsure:
             return "same"
         low, high = self.change.interval or (self.change.value, self.change.value)
         if low <= neutral <= high:

@@ -21,6 +21,7 @@ from toolkit.bundle import (
     lineage,
     recipe_yaml,
 )
+from toolkit.checks.training_overlap import seen_images
 from toolkit.data import Audit, Images, ImageSet, audit, place_pixels, require_sound
 from toolkit.models import (
     LabelChanges,
@@ -95,7 +96,7 @@ def finetune(
         teacher=_teacher(teacher, preprocessing, data.labels) if teacher else None,
     )
     child = store.add(_manifest(bundle, data.labels, made), weights=net.state_dict())
-    store.add_report(Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment()))
+    store.add_report(_data_report(child, findings), tensors=seen_images(data))
     store.add_report(_training_report(child, result, {"labels": asdict(changes), **_taught(teacher, child)}))
     log.info("Bundle %s: %s %.4f on the validation split.", child.short, result.monitor, result.best_metric)
     return child
@@ -162,6 +163,11 @@ def _manifest(parent: Bundle, labels: Sequence[str], made: Lineage) -> Manifest:
         contract=pixel_contract(parent.manifest.preprocessing, len(labels)),
         lineage=made,
     )
+
+
+def _data_report(child: Bundle, findings: Audit) -> Report:
+    """What was found in the data; the digests of the images it was trained on are kept with it."""
+    return Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment())
 
 
 def _training_report(child: Bundle, result: FitResult, facts: Mapping[str, Any]) -> Report:

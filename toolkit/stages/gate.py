@@ -8,7 +8,10 @@ from toolkit.checks.adaptation import adapt_contract
 from toolkit.checks.operating_point import Service
 from toolkit.checks.regression import regression
 from toolkit.checks.regression_limits import GateLimits
+from toolkit.checks.training_overlap import training_overlap
 from toolkit.data import ImageSet
+
+BATCH = 32  # images a call where throughput and memory are measured
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,8 @@ def gate(
         split=split,
         latency_rounds=latency_rounds,
         service=service,
+        batch=BATCH,
+        overlap=training_overlap(store, bundle, data, split=split),
     )
     if adaptation is not None:
         report = replace(report, details={**report.details, "adaptation": adaptation.details})

@@ -18,6 +18,7 @@ from toolkit.bundle.atomic import write_atomic
 from toolkit.checks.pruning_report import pruning_report, require_restorable, unpublished, widths
 from toolkit.checks.pruning_study import study
 from toolkit.checks.pruning_target import Case, Reached, prune_to, with_grid
+from toolkit.checks.training_overlap import seen_images
 from toolkit.data import Audit, AugmentSpec, ImageSet, Normalise, Pixels, audit, decoded_pixels, require_sound
 from toolkit.errors import UsageError
 from toolkit.models import Deployed, require_single, restore
@@ -107,8 +108,9 @@ def prune(
             bundle, staged, image_NCHW=image_NCHW, story=story, goal=target.goal, found=reached.measurements, details=details
         )
     child = store.add(manifest, weights=net.state_dict())
-    for kept in (Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment()), report):
-        store.add_report(kept)
+    audited = Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment())
+    store.add_report(audited, tensors=seen_images(data))
+    store.add_report(report)
     write_pruning(report, folder / PAGE)
     _tell(report, folder / PAGE)
     return child
