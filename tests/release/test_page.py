@@ -12,6 +12,8 @@ from toolkit.bundle import Report
 from toolkit.errors import UsageError
 from toolkit.release.documents import write_page
 from toolkit.release.page import render_page
+from toolkit.release.page_lineage import lineage_drawings
+from toolkit.release.story import story
 
 
 class Outline(HTMLParser):
@@ -92,6 +94,35 @@ def test_markup_in_names_from_outside_stays_text(family: Family) -> None:
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     Outline(page)
+
+
+def test_lineage_is_drawn_with_the_compared_models_side_by_side(family: Family) -> None:
+    page = page_of(family)
+    drawings = re.findall(r'<svg class="lineage (\w+)".*?</svg>', page, re.DOTALL)
+    assert drawings == ["wide", "narrow"]
+    steps = {"old": story(family.store, family.baseline), "new": story(family.store, family.candidate)}
+    found = lineage_drawings(family.store, list(steps.items()))
+    for shape, side in (("wide", "x"), ("narrow", "y")):
+        drawing = found[shape]
+        ends = {lane: [box for box in drawing.boxes if box.lane == lane][-1] for lane in steps}
+        assert getattr(ends["old"], side) == getattr(ends["new"], side)
+        assert len(drawing.arrows) == sum(len(own) - 1 for own in steps.values())
+        assert len({(box.x, box.y) for box in drawing.boxes}) == len(drawing.boxes)
+    assert found["narrow"].width <= 360
+    assert any("85.0%" in line for box in found["wide"].boxes for line in box.lines)
+
+
+def test_what_to_watch_comes_from_the_evidence(family: Family) -> None:
+    def narrow(report: Report) -> Report:
+        found = [replace(m, interval=(0.01, 0.049)) if m.name == "negative_flip_rate" else m for m in report.measurements]
+        return replace(report, measurements=tuple(found))
+
+    family.change("gate", narrow)
+    page = page_of(family)
+    section = page[page.index("What to watch") : page.index("Reproducibility")]
+    assert "Holds narrowly: Negative flips" in section
+    assert "4.9%" in section
+    assert "cracked (" in section or "sound (" in section
 
 
 def test_page_without_gate_or_predecessor_still_renders(family: Family) -> None:

@@ -24,6 +24,8 @@ from toolkit.release.page_figures import (
     roc_figure,
 )
 from toolkit.release.page_gallery import MAX_SHOWN, gallery
+from toolkit.release.page_lineage import lineage_drawings
+from toolkit.release.page_watch import watch
 from toolkit.release.quantities import SCORES, Row, limited, rows
 from toolkit.release.story import architecture, family_reports, input_size, story
 
@@ -41,6 +43,7 @@ def render_page(
     reports = store.reports(bundle.digest)
     family = family_reports(store, bundle)
     gate = reports.get("gate")
+    new_story, old_story = story(store, bundle), story(store, baseline) if baseline else []
     context = {
         "alias": alias,
         "time_utc": time_utc,
@@ -53,8 +56,10 @@ def render_page(
         "verdict": gate.verdict if gate else "none",
         "limits": limited(gate) if gate else [],
         "explanations": gate.details.get("limits", {}) if gate else {},
-        "story": story(store, bundle),
-        "old_story": story(store, baseline) if baseline else [],
+        "story": new_story,
+        "old_story": old_story,
+        "drawings": lineage_drawings(store, [("old", old_story), ("new", new_story)]),
+        "watched": watch(gate, store.reports(baseline.digest).get("drift") if baseline else None) if gate else [],
         "others": {name: family[name] for name in OTHER_CHECKS if name in family},
         "evaluation": reports.get("evaluate"),
         "drift": _drift(store, baseline, images),
