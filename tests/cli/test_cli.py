@@ -59,11 +59,21 @@ def test_an_unknown_stage_suggests_the_nearest(capsys: pytest.CaptureFixture[str
         (["finetune", "bundle=x", "data=shapes", "options.batch_size=8.5"], 2, "options.batch_size is 8.5"),
     ],
 )
-def test_wrong_input_gets_one_message_and_its_code(arguments: list[str], code: int, said: str, tmp_path: Path) -> None:
-    done = run(arguments, tmp_path)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert said in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr + done.stdout
+def test_wrong_input_gets_one_message_and_its_code(
+    arguments: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    printed = capfd.readouterr()
+    assert stopped.value.code == code, printed.out + printed.err
+    assert said in " ".join(printed.err.split())
+    assert "Traceback" not in printed.err + printed.out
     assert not (tmp_path / "store" / "bundles").exists()
 
 

@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -130,14 +128,16 @@ def test_a_job_that_fails_elsewhere_gives_the_sweep_its_exit_code(parent: Bundle
         (["hydra/sweeper=optuna", "schedule.lr=interval(0.1,0.2)"], "optuna", installed("optuna")),
     ],
 )
-def test_a_missing_extra_is_named(arguments: list[str], extra: str, present: bool, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_missing_extra_is_named(arguments: list[str], extra: str, present: bool, capsys: pytest.CaptureFixture[str]) -> None:
     if present:
         pytest.skip("it is installed")
-    command = [sys.executable, "-m", "toolkit.cli", "finetune", "-m", "bundle=any", "data=shapes", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 4
-    assert f"pip install 'model-upgrade-toolkit[{extra}]'" in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", "-m", "bundle=any", "data=shapes", *arguments])
+    assert stopped.value.code == 4
+    said = capsys.readouterr().err
+    assert f"pip install 'model-upgrade-toolkit[{extra}]'" in " ".join(said.split())
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(

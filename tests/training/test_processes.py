@@ -1,10 +1,6 @@
 """Two processes that share each batch end with the weights of one process that has it alone: classes weighted, and taught."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +9,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+from tests.training.launched import launched
 from toolkit.errors import UsageError
 from toolkit.models import find_head
 from toolkit.training import processes, sharding
@@ -59,31 +56,10 @@ torch.save({{"net": net.state_dict(), "history": list(result.history)}}, run_dir
 """
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def run_script(folder: Path, *, strategy: str, num_processes: int, run_dir: Path, stop_at: int = 0) -> list[int]:
-    """The exit codes of `num_processes` fresh interpreters that train together."""
     script = folder / "train.py"
     script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
-    port, started = str(free_port()), []
-    for rank in range(num_processes):
-        places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes), "GROUP_RANK": "0"}
-        torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", **places}
-        environment = {**os.environ, **(torchrun if num_processes > 1 else {}), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(script), strategy, str(num_processes), str(run_dir), str(stop_at)]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        for process in started:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode in (0, 128 + signal.SIGTERM), errors
-    finally:
-        for process in started:
-            process.kill()
-    return [process.returncode for process in started]
+    return launched(script, strategy, num_processes, run_dir, stop_at, num_processes=num_processes)
 
 
 def results(run_dir: Path) -> list[dict]:

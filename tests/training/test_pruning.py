@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.test_processes import trained
+from tests.training.launched import launched
 from toolkit.bundle import Plan
 from toolkit.errors import InputRefused, UsageError
 from toolkit.pruning import CRITERIA, Budget, PruneOptions, apply_plan, sliced
@@ -176,10 +176,12 @@ torch.save({{"net": net.state_dict()}}, run_dir / f"weights-{{rank}}.pt")
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_cut_the_same_channels(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
-    trained(script, num_processes=2, run_dir=tmp_path / "two")
+    assert launched(script, 2, tmp_path / "two", num_processes=2) == [0, 0]
     plans = [json.loads((tmp_path / "two" / f"plan-{rank}.json").read_text()) for rank in range(2)]
     assert plans[0] == plans[1] != {}
     nets = [torch.load(tmp_path / "two" / f"weights-{rank}.pt", weights_only=True)["net"] for rank in range(2)]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.test_processes import free_port
+from tests.training.launched import free_port
 
 SCRIPT = """
 import os

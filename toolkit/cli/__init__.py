@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> typing.NoReturn:
         sys.exit(0)
     stage, *overrides = arguments
     try:
+        _require_stage(stage)
         _describe_on_help(stage, overrides)
         overrides = _name_positionals(stage, overrides)
     except ToolkitError as error:
@@ -75,9 +76,13 @@ def stage_names() -> list[str]:
 
 def stage_function(stage: str) -> Callable[..., Any]:
     """The function of a stage: the one that has its module's name. Raises `UsageError` for an unknown stage."""
+    _require_stage(stage)
+    return getattr(importlib.import_module(f"toolkit.stages.{stage}"), stage)
+
+
+def _require_stage(stage: str) -> None:
     if stage not in stage_names():
         raise unknown_name("stage", stage, stage_names())
-    return getattr(importlib.import_module(f"toolkit.stages.{stage}"), stage)
 
 
 def _run_hydra(stage: str, overrides: list[str]) -> int:
@@ -241,7 +246,6 @@ def _escaped(text: str) -> str:
 
 def _name_positionals(stage: str, arguments: list[str]) -> list[str]:
     """`toolkit show production` means `toolkit show reference=production`."""
-    stage_function(stage)
     names = POSITIONAL.get(stage, ())
     plain = list(itertools.takewhile(lambda argument: "=" not in argument and not argument.startswith("-"), arguments))
     named = [f"{name}={value}" for name, value in zip(names, plain, strict=False)]

@@ -1,19 +1,21 @@
 """torchvision's classification models: every name its registry lists, without weights.
 
 Inception v3 and GoogLeNet are built without their auxiliary heads: those exist for training from scratch, are dropped from
-every published use, and would make the training output a tuple.
+every published use, and would make the training output a tuple. torchvision is imported on first use: it takes seconds, which a
+command that only looks, or refuses its input, need not.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torchvision.models
 from torch import nn
-from torchvision.models import WeightsEnum, get_model_builder, get_model_weights, list_models
 
 from toolkit.bundle import Preprocessing
 from toolkit.errors import unknown_name
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 REFUSED = ("weights", "weights_backbone", "pretrained", "progress")
 TRAINING_ONLY = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
@@ -21,21 +23,27 @@ TRAINING_ONLY = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2."
 
 def names() -> list[str]:
     """The names of all classification models, sorted."""
-    return list_models(module=torchvision.models)
+    from torchvision import models
+
+    return models.list_models(module=models)
 
 
 def builder(name: str) -> Callable[..., nn.Module]:
     """What builds model `name` with random weights. Raises `UsageError` for an unknown name."""
+    from torchvision.models import get_model_builder
+
     _require(name)
     made = functools.partial(get_model_builder(name), weights=None)
     return functools.partial(made, aux_logits=False, init_weights=True) if name in TRAINING_ONLY else made
 
 
-def weights_named(name: str, weights: str = "DEFAULT") -> WeightsEnum | None:
+def weights_named(name: str, weights: str = "DEFAULT") -> "WeightsEnum | None":
     """The entry `weights` (e.g. `IMAGENET1K_V1`) among the published weights of model `name`; None where none are published.
 
     Nothing is downloaded. Raises `UsageError` for an unknown entry.
     """
+    from torchvision.models import get_model_weights
+
     _require(name)
     published = get_model_weights(name)
     if not len(published):
@@ -76,6 +84,8 @@ def _require(name: str) -> None:
 
 def published_as(name: str, file_name: str) -> str | None:
     """The entry of model `name` whose published file is called `file_name`, or None."""
+    from torchvision.models import get_model_weights
+
     _require(name)
     published = get_model_weights(name)
     return next((entry.name for entry in published if entry.url.rpartition("/")[2] == file_name), None)

@@ -88,15 +88,14 @@ def prune(
         return found
     findings = _audited(data, bundle)
     train, val = _decoded(data, preprocessing, store)
-    net, folder = restore(bundle), Path(resume or run_dir)
+    net, folder, teacher = restore(bundle), Path(resume or run_dir), Deployed(parent, preprocessing)
     case = _case(net, train=train, val=val, bundle=bundle, options=options)
     steps: Any = {"criterion": criterion, "target": target, "options": options}
     details = study(case, folder=folder, origin={"bundle": bundle.digest, "data": data.fingerprint()}, **steps)
     story = {"baseline": _scores(net, val, normalise)}
     reached = _surgery(case, recovery, folder=folder, resume=resume is not None, **steps)
     story |= _moments(case, val, normalise) if reached.plan else {}
-    teacher, inside = Deployed(parent, preprocessing), recovery.pruning(**steps)
-    result = _recover(case, train, val, recovery, teacher, inside, folder, resume is not None)
+    result = _recover(case, train, val, recovery, teacher, recovery.pruning(**steps), folder, resume is not None)
     story["candidate"] = _scores(net, val, normalise)
     plan = compose_plans(bundle.manifest.plan, compose_plans(reached.plan, result.plan))
     manifest = replace(bundle.manifest, plan=plan, lineage=made)
