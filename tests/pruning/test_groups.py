@@ -60,6 +60,29 @@ def convnext() -> nn.Module:
     return torchvision.models.ConvNeXt([setting(16, 32, 1), setting(32, None, 1)], num_classes=7)
 
 
+def narrowed(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """The net with hidden linear layers of 256 instead of 4096 units: a hundred million weights say nothing more."""
+
+    def make_narrow() -> nn.Module:
+        with torch.device("meta"):
+            net = make()
+        linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+        for index, name in enumerate(linear):
+            layer = net.get_submodule(name)
+            inputs = layer.in_features if index == 0 else 256
+            outputs = layer.out_features if index == len(linear) - 1 else 256
+            net.set_submodule(name, nn.Linear(inputs, outputs, device="meta"))
+        net.to_empty(device="cpu")
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=0.05)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+        return net
+
+    return make_narrow
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "resnet18": (tv("resnet18"), 0.5),
     "mobilenet_v3_small": (tv("mobilenet_v3_small"), 0.5),
@@ -75,8 +98,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "convnext": (convnext, 0.6),
 }
 SLOW_NETS: dict[str, tuple[Callable[[], nn.Module], float]] = {
-    "alexnet": (tv("alexnet"), 0.5),
-    "vgg11": (tv("vgg11"), 0.5),
+    "alexnet": (narrowed(tv("alexnet")), 0.5),
+    "vgg11": (narrowed(tv("vgg11")), 0.5),
     "wide_resnet50_2": (tv("wide_resnet50_2"), 0.5),
     "inception_v3": (tv("inception_v3", init_weights=False, aux_logits=False), 0.5),
     "mobilenet_v2": (tv("mobilenet_v2"), 0.5),
@@ -84,7 +107,7 @@ SLOW_NETS: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "efficientnet_v2_s": (tv("efficientnet_v2_s"), 0.5),
     "densenet121": (tv("densenet121"), 0.5),
     "resnext50_32x4d": (tv("resnext50_32x4d"), 0.5),
-    "vgg11_bn": (tv("vgg11_bn"), 0.5),
+    "vgg11_bn": (narrowed(tv("vgg11_bn")), 0.5),
     "googlenet": (tv("googlenet", init_weights=False), 0.5),
 }
 

@@ -92,10 +92,11 @@ class Noise:
 def measure_noise(reference: nn.Module, images_NCHW: np.ndarray, *, num_runs: int, seed: int = 0) -> Noise:
     """Run `reference` (deployed: pixels to logits) in float64 once and in float32 `num_runs` times, on one thread."""
     double, single = EagerRunner(reference, dtype="float64", threads=1), EagerRunner(reference, threads=1)
-    double_NK = in_batches(double, images_NCHW, REFERENCE_BATCH)
+    batch = min(REFERENCE_BATCH, len(images_NCHW))
+    double_NK = in_batches(double, images_NCHW, batch)
     random = np.random.default_rng(seed)
     moved = [moved_by_one_ulp(images_NCHW, random) for _ in range(num_runs - 1)]
-    single_RNK = np.stack([in_batches(single, each_NCHW, REFERENCE_BATCH) for each_NCHW in (images_NCHW, *moved)])
+    single_RNK = np.stack([in_batches(single, each_NCHW, batch) for each_NCHW in (images_NCHW, *moved)])
     return Noise(double_NK, single_RNK)
 
 

@@ -77,7 +77,9 @@ def measure_format_noise(
     """The float64 logits of `reference` (deployed: pixels to logits) and those of `num_runs` runs rounded to `precision`
     (fp16, bf16 or tf32)."""
     bits = SIGNIFICANT_BITS[precision]
-    double_NK = in_batches(EagerRunner(reference, dtype="float64", threads=1), images_NCHW, REFERENCE_BATCH)
+    double_NK = in_batches(
+        EagerRunner(reference, dtype="float64", threads=1), images_NCHW, min(REFERENCE_BATCH, len(images_NCHW))
+    )
     short = copy.deepcopy(reference).cpu().float().eval()
     mode = RoundedProducts if precision == "tf32" else RoundedOperators
     if mode is RoundedOperators:
@@ -86,7 +88,7 @@ def measure_format_noise(
     runs = []
     for run in range(num_runs):
         with mode(bits=bits, random=random if run else None):
-            runs.append(in_batches(runner, images_NCHW, REFERENCE_BATCH))
+            runs.append(in_batches(runner, images_NCHW, min(REFERENCE_BATCH, len(images_NCHW))))
     return Noise(double_NK, np.stack(runs))
 
 
