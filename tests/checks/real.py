@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.models import ConvNeXt, DenseNet, MaxVit, ResNet, SwinTransformer, VisionTransformer
+from torchvision.models import ConvNeXt, DenseNet, EfficientNet, MaxVit, ResNet, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
@@ -50,12 +51,21 @@ def maxvit(num_classes: int) -> nn.Module:
     return MaxVit((64, 64), 16, 4, [16, 32], [1, 1], 8, 0.0, num_classes=num_classes)
 
 
+def efficientnet_v2(num_classes: int) -> nn.Module:
+    """torchvision's EfficientNetV2 with five blocks, fused and plain."""
+    fused = [FusedMBConvConfig(1, 3, 1, 24, 24, 1), FusedMBConvConfig(4, 3, 2, 24, 48, 2)]
+    plain = [MBConvConfig(4, 3, 2, 48, 64, 1), MBConvConfig(6, 3, 1, 64, 96, 1)]
+    norm = functools.partial(nn.BatchNorm2d, eps=1e-3)
+    return EfficientNet([*fused, *plain], 0.1, num_classes=num_classes, norm_layer=norm, last_channel=256)
+
+
 for name, builder in {
     "vit": vit,
     "convnext": convnext,
     "swin": swin,
     "swin_v2": functools.partial(swin, version=2),
     "maxvit": maxvit,
+    "efficientnet_v2": efficientnet_v2,
     "densenet": functools.partial(DenseNet, 16, (2, 2, 2, 2), 32),
     "resnext": functools.partial(ResNet, Bottleneck, [1, 1, 1, 1], groups=32, width_per_group=4),
 }.items():

@@ -14,7 +14,7 @@ DIGEST = "cd" * 32
 QUICK = ParityLimits(batches=[7], num_runs=3)
 FAMILIES = {  # small or narrow variants of those that the faults leave out, at sizes they take
     "tests/densenet": 64,
-    "torchvision/efficientnet_v2_s": 64,
+    "tests/efficientnet_v2": 64,
     "torchvision/googlenet": 64,
     "torchvision/inception_v3": 96,
     "tests/maxvit": 64,

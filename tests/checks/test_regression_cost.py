@@ -10,7 +10,7 @@ import pytest
 
 from tests.checks.planted import stored, tiny, trained
 from toolkit.bundle import Measurement, Store
-from toolkit.checks.regression_cost import cost_measurements
+from toolkit.checks.regression_cost import cost_measurements, served_graphs
 
 IMAGE = np.full((1, 3, 32, 32), 128, np.float32)
 
@@ -30,7 +30,9 @@ def costs(store: Store, tmp_path: Path, *, widths: tuple[int, int], rounds: int 
         stored(store, trained(num_epochs=0, width=width), width=width, graph=tmp_path / f"{i}.onnx")
         for i, width in enumerate(widths)
     )
-    return {m.name: m for m in cost_measurements(old, new, {"baseline": IMAGE, "candidate": IMAGE}, rounds=rounds)}
+    bundles = {"baseline": old, "candidate": new}
+    with served_graphs(bundles) as graphs:
+        return {m.name: m for m in cost_measurements(bundles, graphs, dict.fromkeys(bundles, IMAGE), rounds=rounds)}
 
 
 def test_counts_are_those_of_the_net(store: Store, tmp_path: Path) -> None:

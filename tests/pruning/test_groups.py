@@ -1,6 +1,7 @@
 """Removing channels gives what zeroing them gives: the property that catches wrong surgery, on real architectures."""
 
 import copy
+import functools
 import importlib
 from collections.abc import Callable
 
@@ -60,6 +61,22 @@ def convnext() -> nn.Module:
     return torchvision.models.ConvNeXt([setting(16, 32, 1), setting(32, None, 1)], num_classes=7)
 
 
+def wide_resnet() -> nn.Module:
+    resnet = torchvision.models.resnet
+    return resnet.ResNet(resnet.Bottleneck, [1, 2, 1, 1], num_classes=7, width_per_group=128)
+
+
+def efficientnet_v2() -> nn.Module:
+    plain, fused = torchvision.models.efficientnet.MBConvConfig, torchvision.models.efficientnet.FusedMBConvConfig
+    blocks = [fused(1, 3, 1, 24, 24, 1), fused(4, 3, 2, 24, 48, 2), plain(4, 3, 2, 48, 64, 2), plain(6, 3, 1, 64, 96, 2)]
+    norm = functools.partial(nn.BatchNorm2d, eps=1e-3)
+    return torchvision.models.EfficientNet(blocks, 0.1, num_classes=7, norm_layer=norm, last_channel=256)
+
+
+def densenet() -> nn.Module:
+    return torchvision.models.DenseNet(32, (3, 3, 2, 2), 64, num_classes=7)
+
+
 def narrowed(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """The net with hidden linear layers of 256 instead of 4096 units: a hundred million weights say nothing more."""
 
@@ -100,12 +117,12 @@ NETS: dict[str, tuple[Callable[[], nn.Module], float]] = {
 SLOW_NETS: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "alexnet": (narrowed(tv("alexnet")), 0.5),
     "vgg11": (narrowed(tv("vgg11")), 0.5),
-    "wide_resnet50_2": (tv("wide_resnet50_2"), 0.5),
+    "wide_resnet": (wide_resnet, 0.5),
     "inception_v3": (tv("inception_v3", init_weights=False, aux_logits=False), 0.5),
     "mobilenet_v2": (tv("mobilenet_v2"), 0.5),
     "mnasnet0_5": (tv("mnasnet0_5"), 0.5),
-    "efficientnet_v2_s": (tv("efficientnet_v2_s"), 0.5),
-    "densenet121": (tv("densenet121"), 0.5),
+    "efficientnet_v2": (efficientnet_v2, 0.5),
+    "densenet": (densenet, 0.5),
     "resnext50_32x4d": (tv("resnext50_32x4d"), 0.5),
     "vgg11_bn": (narrowed(tv("vgg11_bn")), 0.5),
     "googlenet": (tv("googlenet", init_weights=False), 0.5),

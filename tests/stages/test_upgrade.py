@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.bundle import Store
+from toolkit.cli import main
 
 ADOPT_OLD = ["architecture=torchvision/resnet18", "labels=[circle,square,triangle]", "preprocessing={size_px: [32, 32]}"]
 UPGRADE = [
@@ -28,17 +29,25 @@ def toolkit(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def here(*arguments: str) -> int:
+    """The exit code of a command that runs in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory whose store has an untrained ResNet-18 in service."""
-    where = tmp_path_factory.mktemp("upgrade")
-    done = toolkit(where, "adopt", *ADOPT_OLD, "alias=production")
-    assert done.returncode == 0, done.stderr
-    return where
+    monkeypatch.chdir(tmp_path)
+    assert here("adopt", *ADOPT_OLD, "alias=production") == 0
+    return tmp_path
 
 
 @pytest.mark.slow
-def test_a_refused_candidate_leaves_the_model_in_service_and_a_passing_one_replaces_it(place: Path) -> None:
+def test_a_refused_candidate_leaves_the_model_in_service_and_a_passing_one_replaces_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = Store(place / "store")
     before = store.aliases.current("production")
     refused = toolkit(place, *UPGRADE, STRICT)
@@ -58,16 +67,19 @@ def test_a_refused_candidate_leaves_the_model_in_service_and_a_passing_one_repla
     assert card.read_text(encoding="utf-8").startswith("---")
     assert candidate.short in page.name
 
-    logged = toolkit(place, "log", "production")
-    assert logged.returncode == 0
+    capsys.readouterr()
+    assert here("log", "production") == 0
+    logged = capsys.readouterr().out
     for stage in ("export", "prune", "finetune", "adopt"):
-        assert stage in logged.stdout
-    assert toolkit(place, "rollback", "production").returncode == 0
+        assert stage in logged
+    assert here("rollback", "production") == 0
     assert store.aliases.current("production") == before
 
 
-def test_without_a_model_in_service_the_message_says_how_to_name_one(tmp_path: Path) -> None:
-    done = toolkit(tmp_path, *UPGRADE)
-    assert done.returncode == 2
-    assert "toolkit adopt" in done.stderr
+def test_without_a_model_in_service_the_message_says_how_to_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert here(*UPGRADE) == 2
+    assert "toolkit adopt" in capsys.readouterr().err
     assert not (tmp_path / "store" / "bundles").exists()

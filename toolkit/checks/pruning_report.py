@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from toolkit.bundle import WEIGHTS, Bundle, Limit, Manifest, Measurement, Report, Store, environment, verdict_of
 from toolkit.checks.latency import NOTICEABLE
-from toolkit.checks.regression_cost import cost_measurements
+from toolkit.checks.regression_cost import cost_measurements, served_graphs
 from toolkit.errors import CheckFailed
 from toolkit.models import build
 from toolkit.models.restoring import load_strictly
@@ -70,7 +70,9 @@ def pruning_report(
     validation scores by name; `found` was measured on the way to the `goal`. A pruned model that is not faster fails the
     report, and so does one that lost more accuracy than was asked for; where the interval holds 1 it is undecided.
     """
-    measured = cost_measurements(parent, child, {"baseline": image_NCHW, "candidate": image_NCHW}, rounds=LATENCY_CALLS)
+    bundles = {"baseline": parent, "candidate": child}
+    with served_graphs(bundles) as graphs:
+        measured = cost_measurements(bundles, graphs, dict.fromkeys(bundles, image_NCHW), rounds=LATENCY_CALLS)
     measured = [_faster(m) if m.name == "latency_median.ratio" else m for m in measured]
     measured += [*found, *_accuracy_kept(story, goal)]
     before, after = (bundle.file(WEIGHTS).stat().st_size / MIB for bundle in (parent, child))

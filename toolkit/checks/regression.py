@@ -19,7 +19,7 @@ from toolkit.checks.intervals import accuracy_difference_interval
 from toolkit.checks.metrics import Predictions
 from toolkit.checks.operating_point import Service, operating_point
 from toolkit.checks.regression_contract import contract_differences, contract_measurements
-from toolkit.checks.regression_cost import cost_measurements
+from toolkit.checks.regression_cost import cost_measurements, served_graphs
 from toolkit.checks.regression_footprint import footprint_measurements
 from toolkit.checks.regression_limits import GateLimits, Rule, judge
 from toolkit.checks.regression_slices import worse_slices
@@ -69,8 +69,7 @@ def regression(
         *slice_counts,
         *contract_measurements(baseline.manifest, candidate.manifest),
         Measurement("parity.passed", _parity_value(parity)),
-        *cost_measurements(baseline, candidate, first, rounds=latency_rounds, seed=seed),
-        *([] if batch is None else footprint_measurements(bundles, first, batch=batch)),
+        *_costs(bundles, first, rounds=latency_rounds, batch=batch, seed=seed),
         *([] if overlap is None else [overlap.measurement()]),
     ]
     pinned, limits = _pinned(flips, service.pinned_keys(shared.keys), shared.keys, limits)
@@ -192,6 +191,14 @@ def _by_slice(flips: Flips, slices: tuple[str, ...]) -> dict[str, Flips]:
         return predictions.take(slices_N == name)
 
     return {name: Flips(part(flips.old, name), part(flips.new, name)) for name in sorted(set(slices) - {""})}
+
+
+def _costs(
+    bundles: Mapping[str, Bundle], images: Mapping[str, np.ndarray], *, rounds: int, batch: int | None, seed: int
+) -> list[Measurement]:
+    with served_graphs(bundles) as graphs:
+        costs = cost_measurements(bundles, graphs, images, rounds=rounds, seed=seed)
+        return costs if batch is None else [*costs, *footprint_measurements(bundles, graphs, images, batch=batch)]
 
 
 def _parity_value(parity: Report | None) -> float | None:

@@ -7,10 +7,11 @@ itself is left out.
 Legend: N images, C channels, H height, W width.
 """
 
+import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,28 +35,37 @@ MAX_BLOCKS = 4
 logger = logging.getLogger(__name__)
 
 
+@contextlib.contextmanager
+def served_graphs(bundles: Mapping[str, Bundle]) -> Iterator[dict[str, Path]]:
+    """The ONNX graph of each bundle: its own, or one written for as long as the context lasts; none for TorchScript."""
+    with tempfile.TemporaryDirectory(prefix="toolkit-gate-") as folder:
+        served = {side: bundle for side, bundle in bundles.items() if bundle.manifest.architecture.key != torchscript.KEY}
+        yield {side: onnx_path(bundle, Path(folder) / side) for side, bundle in served.items()}
+
+
 def cost_measurements(
-    baseline: Bundle, candidate: Bundle, images: Mapping[str, np.ndarray], *, rounds: int, seed: int = 0
+    bundles: Mapping[str, Bundle],
+    graphs: Mapping[str, Path],
+    images: Mapping[str, np.ndarray],
+    *,
+    rounds: int,
+    seed: int = 0,
 ) -> list[Measurement]:
     """Latency at batch 1 (median, p95), MACs, parameters and ONNX size of both, each with the ratio candidate / baseline.
 
-    `images` maps `baseline` and `candidate` to one float32 image each, pixels 0..255, images_NCHW with N = 1. The ratio of
-    medians has a bootstrap interval over calls. `latency_disturbed` counts the calls that had no core to themselves and were
-    left out.
+    `bundles` holds `baseline` and `candidate`, `graphs` what `served_graphs` gives for them; `images` maps both to one float32
+    image each, pixels 0..255, images_NCHW with N = 1. The ratio of medians has a bootstrap interval over calls.
+    `latency_disturbed` counts the calls that had no core to themselves and were left out.
     """
-    bundles = {"baseline": baseline, "candidate": candidate}
-    sizes, measurements = {}, []
-    with tempfile.TemporaryDirectory(prefix="toolkit-gate-") as folder:
-        runners = {}
-        for side, bundle in bundles.items():
-            if bundle.manifest.architecture.key == torchscript.KEY:  # served by torch, as the program it is
-                sizes[side] = bundle.file(torchscript.FILE).stat().st_size / MIB
-                runners[side] = open_runner(bundle, threads=1)
-                continue
-            path = onnx_path(bundle, Path(folder) / side)
-            sizes[side] = onnx_bytes(path) / MIB
-            runners[side] = open_runner(bundle, kind="onnx", threads=1) if bundle.has(ONNX) else OnnxRunner(path, threads=1)
-        watched = _timed(runners, images, rounds=rounds)
+    sizes, runners, measurements = {}, {}, []
+    for side, bundle in bundles.items():
+        if side not in graphs:  # a TorchScript program, served by torch
+            sizes[side] = bundle.file(torchscript.FILE).stat().st_size / MIB
+            runners[side] = open_runner(bundle, threads=1)
+            continue
+        sizes[side] = onnx_bytes(graphs[side]) / MIB
+        runners[side] = open_runner(bundle, kind="onnx", threads=1) if bundle.has(ONNX) else OnnxRunner(graphs[side], threads=1)
+    watched = _timed(runners, images, rounds=rounds)
     measurements += _latency({side: calls.quiet_ms(rounds // 4) for side, calls in watched.items()}, seed)
     counted = {side: _counted(bundle, images[side].shape) for side, bundle in bundles.items()}
     macs = {side: macs for side, (macs, _) in counted.items()}

@@ -19,22 +19,25 @@ from toolkit.backends.graph_files import require_sound_files
 from toolkit.bundle import ONNX, Bundle, Measurement
 from toolkit.checks.benchmark_timing import kept_ms
 from toolkit.checks.benchmark_worker import Task, Worker
-from toolkit.checks.regression_cost import MIB, onnx_path
-from toolkit.models import torchscript
+from toolkit.checks.regression_cost import MIB
 from toolkit.models.restoring import GRAPH_ONLY
 
 ROUNDS, FEW_ROUNDS = 7, 3
 SLOW_MS = 1000.0
 
 
-def footprint_measurements(bundles: Mapping[str, Bundle], images: Mapping[str, np.ndarray], *, batch: int) -> list[Measurement]:
+def footprint_measurements(
+    bundles: Mapping[str, Bundle], graphs: Mapping[str, Path], images: Mapping[str, np.ndarray], *, batch: int
+) -> list[Measurement]:
     """`throughput` (images/s), `memory` (MiB, the peak) and `load_time` (ms) of `baseline` and `candidate`, with their ratios.
 
-    `images` maps each side to float32 images_NCHW, pixels 0..255, repeated to `batch` images a call, on one thread. Raises
-    `EnvironmentProblem` where a process ends early, as for want of memory.
+    `graphs` is what `served_graphs` gives; `images` maps each side to float32 images_NCHW, pixels 0..255, repeated to `batch`
+    images a call, on one thread. Raises `EnvironmentProblem` where a process ends early, as for want of memory.
     """
     with tempfile.TemporaryDirectory(prefix="toolkit-footprint-") as folder, contextlib.ExitStack() as stack:
-        tasks = {side: _task(bundle, images[side], Path(folder, side), batch) for side, bundle in bundles.items()}
+        tasks = {
+            side: _task(bundle, graphs.get(side), images[side], Path(folder, side), batch) for side, bundle in bundles.items()
+        }
         workers = {side: stack.enter_context(Worker(task)) for side, task in tasks.items()}
         for worker in workers.values():  # all of them, so that none loads beside another
             worker.ready()
@@ -52,15 +55,15 @@ def footprint_measurements(bundles: Mapping[str, Bundle], images: Mapping[str, n
     ]
 
 
-def _task(bundle: Bundle, images_NCHW: np.ndarray, folder: Path, batch: int) -> Task:
-    """What a process is for: the graph that serves the bundle (written now where it has not been exported), and its input."""
+def _task(bundle: Bundle, path: Path | None, images_NCHW: np.ndarray, folder: Path, batch: int) -> Task:
+    """What a process is for: the graph that serves the bundle, and its input; without a graph, a TorchScript program."""
     folder.mkdir()
     places: dict[str, Any] = {name: str(folder / f"{name}.npy") for name in ("images", "logits")}
     manifest, batch_NCHW = bundle.manifest, images_NCHW.repeat(batch, axis=0).astype(np.float32)
-    if manifest.architecture.key == torchscript.KEY:  # served by torch, as the program it is
+    if path is None:
         np.save(places["images"], batch_NCHW, allow_pickle=False)
         return Task(str(bundle.path.parents[1]), bundle.digest, "eager", batch, 1, **places)
-    graph: Path | bytes = onnx_path(bundle, folder / "graph")
+    graph: Path | bytes = path
     if manifest.architecture.key == GRAPH_ONLY:
         runner = AdaptedRunner(graph, contract=manifest.contract, preprocessing=manifest.preprocessing, threads=1)
         fixed = runner.input.dims[0]

@@ -10,9 +10,10 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from toolkit.bundle import ONNX, Bundle, Preprocessing, Report, Store
+from toolkit.bundle import ONNX, Bundle, Report, Store
 from toolkit.errors import InputRefused
 from toolkit.release import quantities
+from toolkit.release.card_code import running_code, running_words
 from toolkit.release.quantities import limited, rows
 from toolkit.release.story import architecture, family_reports, input_size, story
 
@@ -53,7 +54,7 @@ def render_card(store: Store, bundle: Bundle, *, name: str, section: str = EMPTY
             bundle=bundle,
             manifest=bundle.manifest,
             input=input_size(bundle.manifest),
-            pixels_code=_pixels_code(bundle),
+            run_it=(running_words(bundle.manifest), running_code(bundle.manifest)) if bundle.has(ONNX) else (),
             story=story(store, bundle),
             gate=gate,
             evaluation=evaluation,
@@ -132,38 +133,6 @@ def _flip_sentence(gate: Report) -> str:
         f"On {count} of {negative.n} images ({quantities.show_value(negative)}, 95% interval "
         f"{quantities.show_interval(negative)}) the predecessor was right and this model is wrong; the opposite holds for "
         f"{quantities.show_value(positive)}."
-    )
-
-
-def _pixels_code(bundle: Bundle) -> str:
-    """The Python lines that make `images` of the file image.png as the bundle's graph takes them.
-
-    A graph with its preprocessing inside takes the decoded file. Else plain PIL where one resize says it all; otherwise the
-    toolkit's own `render`, because a second hand-written version of a crop rule is how served models come to see other pixels
-    than trained ones.
-    """
-    preprocessing = bundle.manifest.preprocessing
-    taken = bundle.manifest.contract.inputs
-    if taken and taken[0].layout == "NHWC" and taken[0].dtype == "uint8":
-        channels = preprocessing.num_channels
-        return (
-            f'image = PIL.ImageOps.exif_transpose(PIL.Image.open("image.png")).convert("{preprocessing.colour}")\n'
-            f"images = np.asarray(image).reshape(1, image.height, image.width, {channels})"
-        )
-    return _resized_code(preprocessing) + "\nimages = pixels_HWC.astype(np.float32).transpose(2, 0, 1)[None]"
-
-
-def _resized_code(preprocessing: Preprocessing) -> str:
-    height, width = preprocessing.size_px
-    if preprocessing.resize == "squash" and preprocessing.antialias:
-        resample = f"PIL.Image.Resampling.{preprocessing.interpolation.upper()}"
-        return (
-            f'image = PIL.Image.open("image.png").convert("{preprocessing.colour}")\n'
-            f"pixels_HWC = np.asarray(image.resize(({width}, {height}), {resample})).reshape({height}, {width}, -1)"
-        )
-    return (
-        "from toolkit.bundle import Preprocessing\nfrom toolkit.data import render\n\n"
-        f'pixels_HWC = render("image.png", {preprocessing!r})'
     )
 
 
