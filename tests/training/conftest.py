@@ -2,8 +2,6 @@
 
 import functools
 import pickle
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.children import Child
 from toolkit.bundle import Preprocessing
 from toolkit.data import Pixels
 from toolkit.training import AugmentSpec, FitOptions, FitResult, Phase, Schedule, TrainerSpec, fit
@@ -95,16 +94,13 @@ def run(train: Pixels, val: Pixels, tmp_path: Path) -> Fit:
 def in_child(
     settings: dict, *, folder: Path, number: int, when: Callable[[], bool], timeout_s: float = 120, **changes: object
 ) -> int:
-    """Train the toy by `settings` in a process of its own, send it the signal `number` as soon as `when()` holds; its code.
-
-    A fresh interpreter, not a fork: a fork of a process that already runs torch's threads may wait for them for ever.
-    """
+    """Train the toy by `settings` in a process of its own, send it the signal `number` as soon as `when()` holds; its code."""
     (folder / "settings.pkl").write_bytes(pickle.dumps(settings | changes))
-    child = subprocess.Popen([sys.executable, "-c", f"{CHILD}\ntrain({str(folder)!r})"], cwd=Path(__file__).parents[2])
+    child = Child(CHILD, folder)
     end_s = time.monotonic() + timeout_s
     try:
         while not when():
-            assert child.poll() is None, f"the child ended by itself with {child.returncode}"
+            assert child.poll() is None, f"the child ended by itself with {child.poll()}: {child.stderr}"
             assert time.monotonic() < end_s, "the child never came so far"
             time.sleep(0.002)
         child.send_signal(number)
@@ -119,12 +115,11 @@ from pathlib import Path
 from tests.training.conftest import PREPROCESSING, make_net, make_pixels
 from toolkit.training import fit
 
-def train(folder):
-    settings = pickle.loads(Path(folder, "settings.pkl").read_bytes())
-    try:
-        fit(make_net(), train=make_pixels(100), val=make_pixels(60, seed=1), preprocessing=PREPROCESSING, **settings)
-    except KeyboardInterrupt:
-        sys.exit(130)
+settings = pickle.loads(Path(sys.argv[1], "settings.pkl").read_bytes())
+try:
+    fit(make_net(), train=make_pixels(100), val=make_pixels(60, seed=1), preprocessing=PREPROCESSING, **settings)
+except KeyboardInterrupt:
+    sys.exit(130)
 """
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from tests.training.launched import launched
+from tests.children import launched
 from toolkit.errors import UsageError
 from toolkit.models import find_head
 from toolkit.training import processes, sharding
@@ -21,8 +21,7 @@ import signal
 import sys
 from pathlib import Path
 import torch
-sys.path.insert(0, {here!r})
-from conftest import PREPROCESSING, make_net, make_pixels
+from tests.training.conftest import PREPROCESSING, make_net, make_pixels
 from toolkit.models import Deployed
 from toolkit.training import Distillation, FitOptions, Phase, Schedule, TrainerSpec, fit, sharding
 
@@ -52,14 +51,12 @@ result = fit(
     schedule=Schedule("both", phases), options=options, trainer=spec, run_dir=run_dir, resume=resume,
     teacher=Deployed(make_net(seed=7), PREPROCESSING),
 )
-torch.save({{"net": net.state_dict(), "history": list(result.history)}}, run_dir / f"weights-{{rank}}.pt")
+torch.save({"net": net.state_dict(), "history": list(result.history)}, run_dir / f"weights-{rank}.pt")
 """
 
 
-def run_script(folder: Path, *, strategy: str, num_processes: int, run_dir: Path, stop_at: int = 0) -> list[int]:
-    script = folder / "train.py"
-    script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
-    return launched(script, strategy, num_processes, run_dir, stop_at, num_processes=num_processes)
+def run_script(*, strategy: str, num_processes: int, run_dir: Path, stop_at: int = 0) -> list[int]:
+    return launched(SCRIPT, strategy, num_processes, run_dir, stop_at, num_processes=num_processes)
 
 
 def results(run_dir: Path) -> list[dict]:
@@ -78,7 +75,7 @@ def assert_same(one: dict, other: dict) -> None:
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What one process makes of the toy."""
     folder = tmp_path_factory.mktemp("one")
-    assert run_script(folder, strategy="auto", num_processes=1, run_dir=folder / "run") == [0]
+    assert run_script(strategy="auto", num_processes=1, run_dir=folder / "run") == [0]
     (result,) = results(folder / "run")
     return result
 
@@ -86,7 +83,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_agree_with_one(one: dict, tmp_path: Path) -> None:
-    assert run_script(tmp_path, strategy="ddp", num_processes=2, run_dir=tmp_path / "run") == [0, 0]
+    assert run_script(strategy="ddp", num_processes=2, run_dir=tmp_path / "run") == [0, 0]
     for result in results(tmp_path / "run"):
         assert_same(one, result)
 
@@ -95,7 +92,7 @@ def test_two_processes_agree_with_one(one: dict, tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_a_sharded_net_stopped_and_resumed_agrees_with_one_process(one: dict, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    codes = run_script(tmp_path, strategy="fsdp", num_processes=2, run_dir=run_dir, stop_at=17)
+    codes = run_script(strategy="fsdp", num_processes=2, run_dir=run_dir, stop_at=17)
     assert codes == [128 + signal.SIGTERM] * 2  # the signal reached one of them; they left at the same step
     state = Checkpoints(run_dir / "checkpoints").load()
     assert state is not None
@@ -104,7 +101,7 @@ def test_a_sharded_net_stopped_and_resumed_agrees_with_one_process(one: dict, tm
         name: tensor.shape for name, tensor in one["net"].items()
     }
     assert not results(run_dir)
-    assert run_script(tmp_path, strategy="fsdp", num_processes=2, run_dir=run_dir) == [0, 0]
+    assert run_script(strategy="fsdp", num_processes=2, run_dir=run_dir) == [0, 0]
     found = results(run_dir)
     assert len(found) == 2
     for result in found:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.launched import launched
+from tests.children import launched
 from toolkit.bundle import Plan
 from toolkit.errors import InputRefused, UsageError
 from toolkit.pruning import CRITERIA, Budget, PruneOptions, apply_plan, sliced
@@ -153,8 +153,7 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 import torch
-sys.path.insert(0, {here!r})
-from conftest import PREPROCESSING, make_net, make_pixels
+from tests.training.conftest import PREPROCESSING, make_net, make_pixels
 from toolkit.pruning import CRITERIA, Budget, PruneOptions
 from toolkit.training import FitOptions, Phase, Pruning, Schedule, TrainerSpec, fit
 
@@ -171,17 +170,15 @@ result = fit(
     schedule=Schedule("three", (Phase(-1, 3, 2e-3),)), options=FitOptions(batch_size=16, ema_decay=0.9),
     trainer=TrainerSpec(accelerator="cpu", devices=devices, strategy="ddp"), run_dir=run_dir, pruning=pruning,
 )
-torch.save({{"net": net.state_dict()}}, run_dir / f"weights-{{rank}}.pt")
-(run_dir / f"plan-{{rank}}.json").write_text(json.dumps(result.plan.kept))
+torch.save({"net": net.state_dict()}, run_dir / f"weights-{rank}.pt")
+(run_dir / f"plan-{rank}.json").write_text(json.dumps(result.plan.kept))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_cut_the_same_channels(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
-    assert launched(script, 2, tmp_path / "two", num_processes=2) == [0, 0]
+    assert launched(SCRIPT, 2, tmp_path / "two", num_processes=2) == [0, 0]
     plans = [json.loads((tmp_path / "two" / f"plan-{rank}.json").read_text()) for rank in range(2)]
     assert plans[0] == plans[1] != {}
     nets = [torch.load(tmp_path / "two" / f"weights-{rank}.pt", weights_only=True)["net"] for rank in range(2)]

@@ -1,9 +1,6 @@
 """Training from shards read out of a store: killed and resumed, or shared by two processes, it ends with the same weights."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.launched import free_port
+from tests.children import Child, together
 
 SCRIPT = """
 import os
@@ -54,38 +51,31 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def started(packed: Path, run_dir: Path, *, devices: int = 1, how: str = "new", **places: str) -> subprocess.Popen[str]:
-    script = run_dir.parent / "train.py"
-    script.write_text(SCRIPT)
-    root = str(Path(__file__).parents[2])
-    command = [sys.executable, str(script), str(devices), str(packed), str(run_dir), how]
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **places}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+def started(packed: Path, run_dir: Path, *, devices: int = 1, how: str = "new") -> list[Child]:
+    return together(SCRIPT, devices, packed, run_dir, how, num_processes=devices)
 
 
-def ended(process: subprocess.Popen[str], run_dir: Path) -> dict[str, Any]:
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+def ended(child: Child, run_dir: Path) -> dict[str, Any]:
+    assert child.wait() == 0, child.stderr
     return torch.load(next(run_dir.glob("weights-*.pt")), weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    return ended(started(packed, run_dir), run_dir)
+    return ended(*started(packed, run_dir), run_dir)
 
 
 def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_weights(
     packed: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    process = started(packed, run_dir)
+    (process,) = started(packed, run_dir)
     while process.poll() is None and not any(int(path.name[:8]) >= 10 for path in run_dir.glob("checkpoints/0*.ckpt")):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    found = ended(started(packed, run_dir, how="resume"), run_dir)
+    assert process.wait() == -signal.SIGKILL
+    found = ended(*started(packed, run_dir, how="resume"), run_dir)
     assert found["steps"] == undisturbed["steps"]
     assert [name for name, tensor in undisturbed["net"].items() if not torch.equal(found["net"][name], tensor)] == []
 
@@ -94,12 +84,8 @@ def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_weights(
 def test_two_processes_that_read_their_own_shards_agree_with_one(
     packed: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    run_dir, port = tmp_path / "run", str(free_port())
-    processes = []
-    for rank in range(2):
-        places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        torchrun = {"MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", **places}
-        processes.append(started(packed, run_dir, devices=2, **torchrun))
+    run_dir = tmp_path / "run"
+    processes = started(packed, run_dir, devices=2)
     for process in processes:
         found = ended(process, run_dir)
     for name, tensor in undisturbed["net"].items():
