@@ -19,6 +19,8 @@ from pathlib import Path
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["toolkit.cli", "toolkit.stages.upgrade", "toolkit.stages.monitor", "toolkit.data.shards"])
 
+COMMAND = "from toolkit.cli import main; main()"
+
 
 class Child:
     """A process that runs the program `code` with `arguments` in `sys.argv[1:]`, in the directory `cwd`."""
@@ -66,6 +68,13 @@ def _outputs() -> str:
     folder = tempfile.mkdtemp(prefix="toolkit-children-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def command(*arguments: str, cwd: Path, **environment: str) -> Child:
+    """`toolkit` with these arguments, ended."""
+    child = Child(COMMAND, *arguments, cwd=cwd, **environment)
+    child.wait()
+    return child
 
 
 def together(code: str, *arguments: object, num_processes: int) -> list[Child]:

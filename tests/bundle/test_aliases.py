@@ -1,11 +1,10 @@
 """Aliases move atomically, remember everything and go back."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.children import Child
 from toolkit.bundle.aliases import Aliases
 from toolkit.errors import InputRefused, UsageError
 
@@ -61,8 +60,7 @@ PROMOTER += "for n in range(20): Aliases(Path(sys.argv[1])).promote('production'
 
 
 def test_promotions_at_the_same_time_are_all_kept(aliases: Aliases) -> None:
-    command = [sys.executable, "-c", PROMOTER, str(aliases.root)]
-    writers = [subprocess.Popen([*command, letter]) for letter in "abcd"]
+    writers = [Child(PROMOTER, aliases.root, letter) for letter in "abcd"]
     assert [writer.wait() for writer in writers] == [0, 0, 0, 0]
     kept = [entry.digest[0] for entry in aliases.history("production")]
     assert sorted(kept) == sorted("abcd" * 20)

@@ -1,20 +1,14 @@
 """What a user sees of the command line: help, near matches, one clear message, the right exit code, nothing left behind."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.children import command
 from toolkit.cli import main, stage_names
 from toolkit.cli.arguments import quoted
-
-
-def run(arguments: list[str], where: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, in an empty directory."""
-    command = [sys.executable, "-m", "toolkit.cli", *arguments]
-    return subprocess.run(command, cwd=where, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
 
 
 def test_help_lists_every_stage_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +72,13 @@ def test_wrong_input_gets_one_message_and_its_code(
 
 
 def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
-    done = run(["show", "production", "hydra.verbose=true"], tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "toolkit.cli", "show", "production", "hydra.verbose=true"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert "Traceback" in done.stderr
 
@@ -93,16 +93,16 @@ def test_a_plugin_of_the_users_brings_a_model(tmp_path: Path) -> None:
         "register('mine/tiny', tiny, preprocessing=Preprocessing((8, 8)))\n"
     )
     arguments = ["adopt", "architecture=mine/tiny", "labels=[a,b,c]", "plugins=[my_models]"]
-    done = run(arguments, tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    listed = run(["ls"], tmp_path)
+    done = command(*arguments, cwd=tmp_path)
+    assert done.poll() == 0, done.stdout + done.stderr
+    listed = command("ls", cwd=tmp_path)
     assert "mine/tiny" in listed.stdout
 
 
 def test_a_stage_that_makes_something_keeps_its_config_and_one_that_looks_leaves_nothing(tmp_path: Path) -> None:
-    run(["show", "production"], tmp_path)
+    command("show", "production", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
-    run(["adopt", "architecture=torchvision/resnet81"], tmp_path)
+    command("adopt", "architecture=torchvision/resnet81", cwd=tmp_path)
     assert len(list(tmp_path.glob("runs/adopt/*/.hydra/overrides.yaml"))) == 1
 
 

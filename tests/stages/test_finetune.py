@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from tests.children import Child
 from toolkit.bundle import Architecture, Bundle, Manifest, Preprocessing, Store, lineage
 from toolkit.cli import main
 from toolkit.data import ImageSet
@@ -122,16 +121,15 @@ def test_the_same_training_is_done_once(parent: Bundle, store: Store, data: Imag
     assert other.digest != first.digest
 
 
-def in_child(work: str) -> subprocess.Popen[bytes]:
-    """Run `work` in an interpreter of its own that knows the tiny net."""
+def in_child(work: str) -> Child:
+    """Run `work` in a process of its own that knows the tiny net."""
     program = f"""
 from tests.stages import test_finetune as here
 from toolkit.cli import main
 here.register("finetune-test/tiny", here.tiny, here.PREPROCESSING)
 {work}
 """
-    root = str(Path(__file__).parents[2])
-    return subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": root})
+    return Child(program)
 
 
 def part(store: str, parent: str, run_dir: str) -> None:
@@ -149,7 +147,6 @@ def test_a_resumed_run_gives_the_same_bundle(parent: Bundle, store: Store, data:
         assert child.poll() is None
         time.sleep(0.002)
     child.kill()
-    child.wait()
     assert store.digests() == [parent.digest]
     resumed = tuned(parent, store, data, tmp_path / "new", resume=tmp_path / "part")
     assert resumed.digest == whole.digest
@@ -203,7 +200,7 @@ def test_a_terminated_command_exits_143_and_resumes(
     while not list((tmp_path / "first" / "checkpoints").glob("0*.ckpt")):
         assert child.poll() is None
         time.sleep(0.01)
-    child.terminate()
+    child.send_signal(signal.SIGTERM)
     assert child.wait(60) == 143
     assert store.digests() == [parent.digest]
     with pytest.raises(SystemExit) as stopped:

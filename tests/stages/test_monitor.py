@@ -1,9 +1,7 @@
 """The monitor from its command's function: what arrives is counted once, kills lose nothing, alarms stay, figures leave."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
@@ -15,6 +13,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.checks.planted import images, stored, trained
+from tests.children import COMMAND, Child, free_port
 from toolkit.bundle import Bundle, Store
 from toolkit.checks import monitor_pass, monitor_truths
 from toolkit.checks.drift_verdict import Threshold, Thresholds
@@ -211,11 +210,10 @@ def test_following_serves_metrics_reads_what_arrives_and_ends_saved_with_143(
     source = tmp_path / "in"
     source.mkdir()
     (source / "a.jsonl").write_bytes(lines(120, seed=0))
-    port = 20_000 + os.getpid() % 20_000
+    port = free_port()
     store.aliases.promote("production", bundle.digest)
-    command = [sys.executable, "-m", "toolkit.cli", "monitor", f"source={source}", f"store={store.root}"]
-    command += [f"output={tmp_path / 'out'}", "follow=true", "interval_s=0.2", f"port={port}"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    settings = [f"source={source}", f"store={store.root}", f"output={tmp_path / 'out'}", "follow=true", "interval_s=0.2"]
+    process = Child(COMMAND, "monitor", *settings, f"port={port}", cwd=tmp_path)
     try:
         assert _served(port, "model_monitor_samples_total", process) == 120
         (source / "b.jsonl").write_bytes(lines(40, seed=1))
@@ -223,18 +221,17 @@ def test_following_serves_metrics_reads_what_arrives_and_ends_saved_with_143(
         while _served(port, "model_monitor_samples_total", process) != 160 and time.monotonic() < deadline:
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        output = process.communicate(timeout=60)[0]
+        assert process.wait(60) == 143, process.stderr
     finally:
         process.kill()
-    assert process.returncode == 143, output
     state = json.loads((tmp_path / "out" / "state.json").read_text())
     assert state["num_samples"] == 160
 
 
-def _served(port: int, name: str, process: subprocess.Popen) -> float:
+def _served(port: int, name: str, process: Child) -> float:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
-        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert process.poll() is None, process.stderr
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
                 text = answer.read().decode()

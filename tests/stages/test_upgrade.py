@@ -1,12 +1,10 @@
 """The whole upgrade from one command: a refusal leaves the model in service, a pass replaces it, nothing is done twice."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.children import command
 from toolkit.bundle import Store
 from toolkit.cli import main
 
@@ -21,12 +19,6 @@ UPGRADE = [
 ]
 STRICT = "steps.gate.limits.rules.accuracy_not_worse.value=1.5"  # no candidate can be 150 points better
 MILD = [f"~steps.gate.limits.rules.{name}" for name in ("accuracy_not_worse", "negative_flips", "slices")]
-
-
-def toolkit(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "toolkit.cli", *arguments]
-    environment = {**os.environ, "COLUMNS": "160"}
-    return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
 
 
 def here(*arguments: str) -> int:
@@ -50,15 +42,15 @@ def test_a_refused_candidate_leaves_the_model_in_service_and_a_passing_one_repla
 ) -> None:
     store = Store(place / "store")
     before = store.aliases.current("production")
-    refused = toolkit(place, *UPGRADE, STRICT)
-    assert refused.returncode == 1, refused.stdout + refused.stderr
+    refused = command(*UPGRADE, STRICT, cwd=place, COLUMNS="160")
+    assert refused.poll() == 1, refused.stdout + refused.stderr
     assert store.aliases.current("production") == before
     page = Path(place, refused.stdout.strip().splitlines()[-1].partition(": ")[2])
     assert "<html" in page.read_text(encoding="utf-8")
     bundles = store.digests()
 
-    passed = toolkit(place, *UPGRADE, *MILD)
-    assert passed.returncode == 0, passed.stdout + passed.stderr
+    passed = command(*UPGRADE, *MILD, cwd=place, COLUMNS="160")
+    assert passed.poll() == 0, passed.stdout + passed.stderr
     assert store.digests() == bundles, "the second run must find every bundle of the first"
     candidate = store.open("production")
     assert candidate.digest != before
