@@ -11,9 +11,9 @@ recovery follows (same epochs, taught by the parent), and the scores are taken o
 
     python scripts/bench_pruning.py [--cases digits,elpv-resnet18,elpv-lite0] [--seeds 3] [--output runs/bench_pruning]
 
-Results are kept line by line in <output>/rows.jsonl, with parents and graphs beside them: an interrupted benchmark goes on.
+Results are kept line by line in docs/bench/pruning.jsonl, parents and graphs in <output>: an interrupted benchmark goes on.
 At the end of a seed all its nets are timed in turns, in short blocks of warm calls; a latency is the median over the blocks of
-the ratio of fastest calls. The table goes into docs/pruning.md.
+the ratio of fastest calls. Tables and plot go into docs/pruning.md.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benching.document import DOCS, machine
+from benching.document import DOCS, into_page, machine
+from benching.plots import Point, planes
 from benching.pruned import METHODS, PROBLEMS, Seed, relative
 
 from toolkit.bundle import environment
 
-BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 KEYS = ("case", "method", "budget", "seed", "settings")
 NAMES = {
     "torch-pruning": "Torch-Pruning",
@@ -128,6 +128,25 @@ def _table(rows: Rows, case: str, budget: float, timings: dict[int, dict[str, li
     return "\n".join(lines)
 
 
+def measured_points(rows: Rows) -> dict[str, list[list[Point]]]:
+    """By case: each method's score after recovery against its MACs, and against its latency."""
+    found = {}
+    for case, problem in PROBLEMS.items():
+        mine = {"case": case, "budget": problem.budgets[0], "settings": problem.settings()}
+        timings = {row["seed"]: row["ms"] for row in rows.find(method="timing", **mine)}
+        points: list[list[Point]] = [[], []]
+        for method in METHODS if timings else ():
+            done = [row for row in rows.find(method=method, **mine) if row["seed"] in timings]
+            scores = [100 * row["after"][problem.metric] for row in done]
+            macs = [100 * row["macs"] for row in done]
+            latency = [relative(timings[row["seed"]], method, "unpruned") for row in done]
+            for plane, xs in zip(points, (macs, latency), strict=True):
+                plane.append(Point(NAMES[method], list(zip(xs, scores, strict=True)), method.startswith("ours")))
+        if timings:
+            found[f"{case.partition('-')[0]}, {problem.model} ({problem.metric.replace('_', ' ')})"] = points
+    return found
+
+
 def _spread(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.1f} ({100 * min(values):.1f} … {100 * max(values):.1f})"
 
@@ -138,19 +157,23 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(PROBLEMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("runs/bench_pruning"))
-    parser.add_argument("--docs", type=Path, default=DOCS / "pruning.md")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="the directory of the pages")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    rows = Rows(arguments.output / "rows.jsonl")
+    rows = Rows(arguments.docs / "bench" / "pruning.jsonl")
     for seed in range(arguments.seeds):
         for case in arguments.cases.split(","):
             run_seed(case, seed, rows, arguments.output)
     text = markdown(rows)
     print(text)
-    page = arguments.docs.read_text(encoding="utf-8") if arguments.docs.is_file() else ""
-    if BEGIN in page:
-        before, rest = page.split(BEGIN)
-        arguments.docs.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    planes(
+        measured_points(rows),
+        arguments.docs / "bench" / "pruning.png",
+        x=("MACs, %", "latency, share"),
+        y="score after recovery, %",
+    )
+    picture = "![accuracy after recovery against multiply-accumulates and against measured latency](bench/pruning.png)"
+    into_page(arguments.docs / "pruning.md", "pruning", f"{text}\n\n{picture}")
 
 
 if __name__ == "__main__":

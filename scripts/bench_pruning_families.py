@@ -2,9 +2,10 @@
 
 Each family, in a process of its own: prune to half of the MACs, one training step, write a bundle, restore it, export parent
 and child, compare the graph with torch, time both in turns. Weights are random (with BatchNorm statistics of their own), so
-the table speaks of structure and speed, not of accuracy. Results are kept line by line: an interrupted sweep goes on.
+the table speaks of structure and speed, not of accuracy. Results are kept line by line in
+docs/bench/families.jsonl: an interrupted sweep goes on.
 
-    python scripts/bench_pruning_families.py [--only resnet18,vit_b_16] [--px 224] [--results <file>] [--docs docs/pruning.md]
+    python scripts/bench_pruning_families.py [--only resnet18,vit_b_16] [--px 224]
 """
 
 import argparse
@@ -16,6 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benching.document import DOCS, into_page
+from benching.plots import speedups
 
 FAMILIES = {
     "AlexNet": "alexnet",
@@ -43,7 +47,6 @@ FAMILIES = {
 }
 CLASSES = 10
 HEADS = ("fc. ", "classifier. ", "head. ")
-BEGIN, END = "<!-- families -->", "<!-- /families -->"
 
 
 def measure(name: str, px: int) -> dict[str, Any]:
@@ -218,15 +221,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(FAMILIES.values()))
     parser.add_argument("--px", type=int, default=224)
-    parser.add_argument("--results", type=Path, default=Path("runs/pruning_families.jsonl"))
-    parser.add_argument("--docs", type=Path, default=Path("docs/pruning.md"))
+    parser.add_argument("--docs", type=Path, default=DOCS, help="the directory of the pages")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments.px)))
         return
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    lines = arguments.results.read_text().splitlines() if arguments.results.exists() else []
+    kept = arguments.docs / "bench" / "families.jsonl"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    lines = kept.read_text().splitlines() if kept.exists() else []
     results = {one["name"]: one for one in map(json.loads, lines)}
     for name in arguments.only.split(","):
         if name in results and "failed" not in results[name]:
@@ -236,13 +239,12 @@ def main() -> None:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1][:300]
         results[name] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"name": name, "failed": last}
         print(name, {k: v for k, v in results[name].items() if k not in ("environment", "unpruned")}, flush=True)
-        with arguments.results.open("a") as stream:
+        with kept.open("a") as stream:
             stream.write(json.dumps(results[name]) + "\n")
-    if arguments.docs.exists() and BEGIN in (text := arguments.docs.read_text()):
-        before, rest = text.split(BEGIN)
-        arguments.docs.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}")
-    else:
-        print(table(results))
+    done = {family: results[name]["speedup"] for family, name in FAMILIES.items() if "speedup" in results.get(name, {})}
+    speedups(done, kept.with_suffix(".png"), wanted=2)
+    picture = "![how many times as fast each family became](bench/families.png)"
+    into_page(arguments.docs / "pruning.md", "families", f"{table(results)}\n\n{picture}")
 
 
 if __name__ == "__main__":

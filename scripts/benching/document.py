@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benching.plots import ratios
 from benching.turns import silence
 from rich.console import Console
 
@@ -33,7 +34,9 @@ def main(name: str, sections: dict[str, Section], *, page: str, purpose: str | N
         ordered = {key: rows[key] for key in sections if key in rows}
         store.parent.mkdir(parents=True, exist_ok=True)
         store.write_text(json.dumps({"sections": ordered}, indent=1) + "\n", encoding="utf-8")
-        into_page(arguments.docs / page, name, table(ordered))
+        ratios([entry for section in ordered.values() for entry in section["rows"]], store.with_suffix(".png"))
+        picture = f"![{name}: how many times as fast](bench/{name}.png)"
+        into_page(arguments.docs / page, name, f"{table(ordered)}\n\n{picture}")
 
 
 def table(sections: dict[str, Any]) -> str:

@@ -33,9 +33,15 @@ def in_turns(contenders: dict[str, Callable[[], float]], *, rounds: int) -> Time
     return found
 
 
+def clock() -> float:
+    """Seconds of the processor where torch has one thread (no neighbour counts then), else of the wall."""
+    if torch.get_num_threads() == 1 and not torch.cuda.is_available():
+        return time.process_time()
+    return time.perf_counter()
+
+
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes: of the processor where it has one thread (no neighbour counts then), else of the wall."""
-    clock = time.process_time if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter
+    """Seconds that `work` takes, by `clock`."""
     started = clock()
     work()
     if torch.cuda.is_available():
