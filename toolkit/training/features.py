@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.training import processes
-from toolkit.training.feed import Batch, ImageFeed, Moment, Split, Tick
+from toolkit.training.feed import Batch, Feed, ImageFeed, Moment, Split, Tick
 from toolkit.training.loss import Targets
+from toolkit.training.prefix import PrefixFeed, prefix_feed
 from toolkit.training.progress import title_of
 from toolkit.training.schedule import Phase
+from toolkit.training.sharding import is_sharded
 from toolkit.training.transfer import Indices
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class FeatureFeed:
     """Features, computed once, through the head alone."""
 
     steps_per_call = 64
+    what = "features"
 
     def __init__(self, head: nn.Module, images: ImageFeed, *, train_features: Tensor, val_features: Tensor) -> None:
         self.head, self.images = head, images
@@ -65,28 +68,42 @@ class FeatureFeed:
         return self.head(features).flatten(1)
 
 
-def shortened(
-    net: nn.Module, head: nn.Module, images: ImageFeed, *, phase: Phase, tick: Tick
-) -> tuple[FeatureFeed | None, float]:
-    """The short way through `phase` where it pays, and the seconds it took to prepare; what it saves, or why not, is logged."""
-    name = title_of(phase)
-    if phase.depth != 0:
-        _say(f"{name}: every image goes through the net in each of {phase.epochs} epochs; layers below the head learn.")
-        return None, 0.0
-    if not images.is_steady:
-        _say(f"{name}: features are not kept; augmentation shows other images in each of {phase.epochs} epochs.")
-        return None, 0.0
-    started_s = time.perf_counter()
-    feed = feature_feed(net, head, images, tick=tick)
+def shortened(net: nn.Module, head: nn.Module, images: ImageFeed, *, phase: Phase, tick: Tick) -> tuple[Feed | None, float]:
+    """The short way through `phase` where it pays, and the seconds it took to prepare; what it saves, or why not, is logged.
+
+    With nothing but the head learning it is the head alone, else the net from its first learning module on (`prefix`).
+    """
+    name, started_s = title_of(phase), time.perf_counter()
+    reason = _long_way(net, images, phase)
+    feed: FeatureFeed | PrefixFeed | None = None
+    if not reason and phase.depth == 0:
+        feed = feature_feed(net, head, images, tick=tick)
+        reason = "" if feed else "what the head gives is not what the net gives"
+    elif not reason:
+        found = prefix_feed(net, images, tick=tick)
+        feed, reason = (None, found) if isinstance(found, str) else (found, "")
     seconds = time.perf_counter() - started_s
     if feed is None:
-        _say(f"{name}: features are not kept; what the head gives is not what the net gives.")
-    else:
-        _say(
-            f"{name}: features computed once, {seconds:.1f} s and {feed.num_bytes / 2**20:.1f} MiB; "
-            f"about {seconds * phase.epochs:.0f} s in {phase.epochs} epochs without."
-        )
+        _say(f"{name}: every image goes through the whole net in each of {phase.epochs} epochs; {reason}.")
+        return None, 0.0
+    _say(
+        f"{name}: {feed.what} computed once, {seconds:.1f} s and {feed.num_bytes / 2**20:.1f} MiB; "
+        f"a pass like it is saved in each of {phase.epochs} epochs."
+    )
     return feed, seconds
+
+
+def _long_way(net: nn.Module, images: ImageFeed, phase: Phase) -> str:
+    """Why nothing can be computed once; empty where it can."""
+    if not images.is_steady:
+        return "augmentation shows other images each time"
+    if phase.depth < 0:
+        return "all of it learns"
+    if phase.depth > 0 and phase.epochs == 1:
+        return "keeping what its frozen part gives pays from the second epoch on"
+    if phase.depth > 0 and (images.net is not net or is_sharded(net)):
+        return "a compiled or sharded net runs as a whole"
+    return ""
 
 
 def _say(text: str) -> None:

@@ -144,6 +144,11 @@ class ImageFeed:
         """logits_NK of unaugmented training images."""
         return self._forward(self.sources["train"].take(batch).float())
 
+    def sample(self, split: Split) -> Tensor:
+        """The first image of `split` (1, C, H, W), unaugmented."""
+        (batch,) = indices([torch.tensor([0])], self.device)
+        return self.sources[split].take(batch).float()
+
     def _teacher(self, images_NCHW: Tensor, batch: Indices) -> Tensor | None:
         """The teacher's logits_NK of a training batch, remembered ones where there are; None without a teacher."""
         if self.task.teacher is None:
@@ -151,7 +156,11 @@ class ImageFeed:
         return self._ask(images_NCHW) if self.teacher_NK is None else self.teacher_NK[batch.here_N]
 
     def _forward(self, images_NCHW: Tensor) -> Tensor:
-        found = self.net(self.normalise(images_NCHW).contiguous(memory_format=self.layout))
+        return self.through(self.net, images_NCHW)
+
+    def through(self, net: Callable[[Tensor], Tensor], images_NCHW: Tensor) -> Tensor:
+        """The logits_NK that `net` gives for images, normalised and laid out as the phase has them."""
+        found = net(self.normalise(images_NCHW).contiguous(memory_format=self.layout))
         return found if isinstance(found, Tensor) else found[0]  # GoogLeNet and Inception add auxiliary logits in training
 
     def _ask(self, images_NCHW: Tensor) -> Tensor:

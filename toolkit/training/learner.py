@@ -154,10 +154,10 @@ class Learner(LightningModule):
         done = self.course.epoch * self._num_batches + self.course.batch
         self.around.progress.phase(phase, num_steps=phase.epochs * self._num_batches, done=done)
         self._begin_epoch(None)
-        images = ImageFeed(
+        self._images = ImageFeed(
             self._call, self.task, device=self.device, channels_last=spec.channels_last is True, augment=phase.augment
         )
-        self._feed: Feed = self._features(images) or images
+        self._feed: Feed = self._features(self._images) or self._images
         self._feed.expect(self._batches[self.course.batch :], split="train")
 
     def _equip(self) -> None:
@@ -178,6 +178,7 @@ class Learner(LightningModule):
         self._equip()
         carried.give(self.net, self._optimiser, self._average, plan)
         self.course.pruned(plan)
+        self._feed = self._images  # what was computed once is of another net
 
     def _features(self, images: ImageFeed) -> Feed | None:
         self.around.progress.passes("looking at every image once")

@@ -19,7 +19,7 @@ class Phase:
     `depth`: 0 trains the head alone, k also the last k stages below it, -1 everything. `lr` is the head's peak learning
     rate; each stage further from the head takes `lr_decay` times the rate of the one above. `warmup` is the share of the
     phase's steps over which the rate rises linearly; then it falls to zero by a half cosine. `augment=False` shows the
-    images as they are (no augmentation, mixup or cutmix), which lets a head-only phase compute its features once.
+    images as they are (no augmentation, mixup or cutmix), which lets a phase compute once what its frozen part gives.
     """
 
     depth: int

@@ -41,7 +41,7 @@ class TrainerSpec:
     `strategy`: ddp lets each process hold the net, fsdp a part of it (for nets too large for one device; in NCHW, uncompiled).
     `compile` runs the net through torch.compile (minutes to start); "auto" does where a trial says that the run earns it back.
     `threads` None leaves torch's setting.
-    `cache_features` computes the features of a head-only phase once. `checkpoint_every_s`: the most seconds between two
+    `cache_features` computes what a phase's frozen part gives once. `checkpoint_every_s`: the most seconds between two
     checkpoints, at the next step after; 0 writes one at every step. `loggers` (plain or by name) receive each epoch's metrics.
     """
 
