@@ -42,7 +42,7 @@ def convnext(num_classes: int) -> nn.Module:
 def swin(num_classes: int, *, version: int = 1) -> nn.Module:
     """torchvision's Swin transformer, either version, with two short narrow stages."""
     parts = {} if version == 1 else {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
-    shape = {"patch_size": [4, 4], "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": [7, 7]}
+    shape = {"patch_size": [4, 4], "embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "window_size": [7, 7]}
     return SwinTransformer(**shape, num_classes=num_classes, **parts)
 
 

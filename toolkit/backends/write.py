@@ -30,6 +30,7 @@ from toolkit.backends.exporter_registry import operators_kept
 from toolkit.backends.fast_export import fast_trace, same_answers, suits
 from toolkit.backends.graph_files import read_graph
 from toolkit.backends.run_onnx import OnnxRunner
+from toolkit.backends.undecomposed import decomposition_spared
 from toolkit.bundle import Preprocessing
 from toolkit.bundle.atomic import environment_errors
 from toolkit.errors import InputRefused, UsageError
@@ -139,7 +140,8 @@ def trace(deployed: nn.Module, example_NCHW: torch.Tensor, *, opset: int, dynami
     """
     module = deployed.cpu().eval()
     try:
-        with quiet(), torch.no_grad(), operators_kept(opset):
+        spared = contextlib.nullcontext() if dynamic else decomposition_spared()
+        with quiet(), torch.no_grad(), operators_kept(opset), spared:
             program = torch.onnx.export(
                 module,
                 (example_NCHW,),
