@@ -11,6 +11,7 @@ docs/bench/families.jsonl: an interrupted sweep goes on.
 import argparse
 import json
 import logging
+import re
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,7 @@ FAMILIES = {
     "MaxViT": "maxvit_t",
 }
 CLASSES = 10
-HEADS = ("fc. ", "classifier. ", "head. ")
+HEAD = re.compile(r"(fc|head|classifier(\.\d+)?)\. ")
 
 
 def measure(name: str, px: int) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def _yes(value: bool) -> str:
 def _left(texts: list[str]) -> str:
     """The layers that stay as they are, from pruning's own words, shortened for a cell."""
     kept = [text.split(": ", 1)[1] for text in dict.fromkeys(texts) if text.startswith("These layers")]
-    kept = [text for text in kept if not text.startswith(HEADS)]  # a head alone is no news
+    kept = [text for text in kept if not HEAD.match(text)]  # a head alone is no news
     return "; ".join(text.replace("|", "/") for text in kept) or ""
 
 

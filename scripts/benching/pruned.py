@@ -36,6 +36,7 @@ from toolkit.training.metrics import scores
 METHODS = ("torch-pruning", "ours, MACs", "random, MACs", "ours, latency", "random, latency")
 CLOSE = (0.95, 1.02)  # an equal latency: at most 2% above Torch-Pruning's net, and not 5% below
 WANTED, TRIES = 0.99, 5
+MOST = 0.9  # of the parent's latency: where Torch-Pruning's net is no faster than its parent, ours still is pruned
 CALLS, BLOCKS = 8, 60  # a machine others use changes its pace within seconds: ratios are taken block by block
 
 
@@ -202,7 +203,7 @@ class Seed:
         if method.startswith("random"):
             aim, net = to(json.loads(settled.read_text())["aim"])
             return net, {"asked": [{"aim": aim}]}
-        aim = relative(before)
+        aim = min(relative(before), MOST)
         tried: list[tuple[float, float, nn.Module]] = []
         while len(tried) < TRIES and not any(CLOSE[0] <= ratio <= CLOSE[1] for ratio, _, _ in tried):
             aim, net = to(aim)
@@ -258,7 +259,7 @@ def _next_aim(tried: Sequence[tuple[float, float, nn.Module]]) -> float:
     slow = min((aim for ratio, aim, _ in tried if ratio > CLOSE[1]), default=None)
     if fast is not None and slow is not None and fast < slow:
         return (fast + slow) / 2
-    return min(aim * float(np.clip(WANTED / ratio, 0.5, 1.5)), 0.97)
+    return min(aim * float(np.clip(WANTED / ratio, 0.5, 1.5)), MOST)
 
 
 def relative(block_ms: Mapping[str, list[float]], net: str = "net", rival: str = "rival") -> float:
