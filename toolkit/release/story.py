@@ -84,8 +84,7 @@ def _recipe_facts(stage: str, recipe: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     for key in ("checkpoint", "criterion", "opset"):
         if recipe.get(key):
-            value = recipe[key]
-            found.append((key, value["kind"].lower() if isinstance(value, dict) and "kind" in value else str(value)))
+            found.append((key, _named(recipe[key])))
     target = recipe.get("target")
     if isinstance(target, dict):
         found += [("target", f"{name} {value:g}") for name, value in target.items() if isinstance(value, float)]
@@ -94,6 +93,13 @@ def _recipe_facts(stage: str, recipe: dict[str, Any]) -> list[tuple[str, str]]:
         epochs = sum(phase.get("epochs", 0) for phase in schedule.get("phases", []))
         found.append(("schedule", f"{schedule.get('name', 'own')}, {epochs} epochs"))
     return found
+
+
+def _named(value: Any) -> str:
+    """A setting by the name a reader knows: a criterion's kind, the file that a checkpoint was."""
+    if not isinstance(value, dict):
+        return str(value)
+    return value["kind"].lower() if "kind" in value else str(value.get("file", value))
 
 
 def _read(recipe: str) -> dict[str, Any]:
