@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from toolkit.bundle import Preprocessing
-from toolkit.data import ImageSet, decode, load_pixels
+from toolkit.data import ImageSet, load_pixels
+from toolkit.data.decoding import decode
 from toolkit.data.elpv import elpv
 from toolkit.models import find_head
 from toolkit.training import FitOptions, Phase, Schedule, TrainerSpec, fit
