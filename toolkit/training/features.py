@@ -8,18 +8,16 @@ head's output is not the net's (SqueezeNet pools after its last convolution), th
 Shapes: N samples, F features, K classes.
 """
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.training import processes
-from toolkit.training.feed import Batch, Feed, ImageFeed, Moment, Split, Tick
-from toolkit.training.loss import Targets
-from toolkit.training.prefix import PrefixFeed, prefix_feed
+from toolkit.training.feed import Feed, ImageFeed, Split, Tick
+from toolkit.training.prefix import KeptFeed, PrefixFeed, captured, prefix_feed
 from toolkit.training.progress import title_of
 from toolkit.training.schedule import Phase
 from toolkit.training.sharding import is_sharded
@@ -32,39 +30,19 @@ SMALL_STEP = 1 << 25
 compete for the cores, waiting for it was measured to cost 24 to 96 ms a step instead of 1."""
 
 
-class FeatureFeed:
+class FeatureFeed(KeptFeed):
     """Features, computed once, through the head alone."""
 
     steps_per_call = 64
     what = "features"
 
     def __init__(self, head: nn.Module, images: ImageFeed, *, train_features: Tensor, val_features: Tensor) -> None:
-        self.head, self.images = head, images
-        self.train_features, self.val_features = train_features, val_features
-        self.train_targets_N = images.train_targets_N
+        super().__init__(images, train_features=train_features, val_features=val_features)
+        self.head = head
         weights = sum(parameter.numel() for parameter in head.parameters())
         self.threads = 1 if weights * images.task.options.images_a_step < SMALL_STEP else None
 
-    @property
-    def num_bytes(self) -> int:
-        """The memory the features take on the device."""
-        return self.train_features.nbytes + self.val_features.nbytes
-
-    def expect(self, batches: Sequence[Indices], *, split: Split) -> None:
-        """Nothing to prepare: all features lie on the device."""
-
-    def compose(self, batch: Indices, *, moment: Moment) -> tuple[Tensor, Targets]:
-        return self.train_features[batch.here_N], Targets(self.train_targets_N[batch.here_N])
-
-    def train(self, batch: Indices, *, moment: Moment) -> Batch:
-        features, targets = self.compose(batch, moment=moment)
-        teacher_NK = None if self.images.teacher_NK is None else self.images.teacher_NK[batch.here_N]
-        return Batch(self._head(features), targets, teacher_NK)
-
-    def validate(self, batch: Indices) -> Tensor:
-        return self._head(self.val_features[batch.here_N])
-
-    def _head(self, features: Tensor) -> Tensor:
+    def _rest(self, features: Tensor) -> Tensor:
         return self.head(features).flatten(1)
 
 
@@ -119,7 +97,7 @@ def feature_feed(net: nn.Module, head: nn.Module, images: ImageFeed, *, tick: Ti
     if not images.is_steady:
         return None
     found: list[list[Tensor]] = [[], []]
-    with torch.no_grad(), _captured(head) as taken:
+    with torch.no_grad(), captured(head) as taken:
         passes: tuple[tuple[Callable[[Indices], Tensor], Split], ...] = ((images.steady, "train"), (images.validate, "val"))
         for features, (forward, split) in zip(found, passes, strict=True):
             for batch in images.all_batches(split):
@@ -132,17 +110,3 @@ def feature_feed(net: nn.Module, head: nn.Module, images: ImageFeed, *, tick: Ti
                     return None
                 features.append(taken[0])
     return FeatureFeed(head, images, train_features=torch.cat(found[0]), val_features=torch.cat(found[1]))
-
-
-@contextlib.contextmanager
-def _captured(head: nn.Module) -> Iterator[list[Tensor]]:
-    taken: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        taken.append(inputs[0].detach().clone())
-
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        yield taken
-    finally:
-        handle.remove()

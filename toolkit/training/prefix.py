@@ -64,32 +64,23 @@ class _Replay:
         return self.answers.popleft() if self.answers else self.forward(*inputs, **more)
 
 
-class PrefixFeed:
-    """Captured tensors through the learning part of the net."""
+class KeptFeed:
+    """Tensors computed once for every image, and what is left of the net (`_rest`) to run on them."""
 
     steps_per_call = 1
     threads: int | None = None
 
-    def __init__(
-        self, net: nn.Module, images: ImageFeed, boundary: Boundary, *, train_features: Tensor, val_features: Tensor
-    ) -> None:
-        self.net, self.images, self.boundary = net, images, boundary
-        self.train_features, self.val_features = train_features, val_features
+    def __init__(self, images: ImageFeed, *, train_features: Tensor, val_features: Tensor) -> None:
+        self.images, self.train_features, self.val_features = images, train_features, val_features
         self.train_targets_N = images.train_targets_N
-        self.stand_in_1CHW = images.sample("val")
-
-    @property
-    def what(self) -> str:
-        """What is kept, in words."""
-        return f"what {self.boundary.name} is given"
 
     @property
     def num_bytes(self) -> int:
-        """The memory the captured tensors take on the device."""
+        """The memory the tensors take on the device."""
         return self.train_features.nbytes + self.val_features.nbytes
 
     def expect(self, batches: Sequence[Indices], *, split: Split) -> None:
-        """Nothing to prepare: all features lie on the device."""
+        """Nothing to prepare: all of them lie on the device."""
 
     def compose(self, batch: Indices, *, moment: Moment) -> tuple[Tensor, Targets]:
         return self.train_features[batch.here_N], Targets(self.train_targets_N[batch.here_N])
@@ -101,6 +92,20 @@ class PrefixFeed:
 
     def validate(self, batch: Indices) -> Tensor:
         return self._rest(self.val_features[batch.here_N])
+
+    def _rest(self, features: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class PrefixFeed(KeptFeed):
+    """Captured tensors through the learning part of the net."""
+
+    def __init__(
+        self, net: nn.Module, images: ImageFeed, boundary: Boundary, *, train_features: Tensor, val_features: Tensor
+    ) -> None:
+        super().__init__(images, train_features=train_features, val_features=val_features)
+        self.net, self.boundary, self.stand_in_1CHW = net, boundary, images.sample("val")
+        self.what = f"what {boundary.name} is given"
 
     def _rest(self, features: Tensor) -> Tensor:
         with self.boundary.given(features):
@@ -162,7 +167,7 @@ def prefix_feed(net: nn.Module, images: ImageFeed, *, tick: Tick) -> PrefixFeed 
 def _captured_feed(net: nn.Module, images: ImageFeed, boundary: Boundary, tick: Tick) -> PrefixFeed | str:
     found: dict[Split, list[Tensor]] = {"train": [], "val": []}
     count = len(images.task.train) + len(images.task.val)
-    with _captured(boundary.entry) as taken:
+    with captured(boundary.entry) as taken:
         for split, features in found.items():
             for batch in images.all_batches(split):
                 tick()
@@ -189,7 +194,8 @@ def _same(net: nn.Module, images: ImageFeed, boundary: Boundary, features: Tenso
 
 
 @contextlib.contextmanager
-def _captured(module: nn.Module) -> Iterator[list[Tensor]]:
+def captured(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What `module` is given, a tensor a call, for as long as the context lasts."""
     taken: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _module, inputs: taken.append(inputs[0].detach().clone()))
     try:
