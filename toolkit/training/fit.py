@@ -21,6 +21,7 @@ from toolkit.data import Images
 from toolkit.errors import EnvironmentProblem, InputRefused, ToolkitError, UsageError
 from toolkit.models import find_head, stage_names
 from toolkit.training import processes
+from toolkit.training.allocator import kept_memory
 from toolkit.training.batch_size import RUN, out_of_memory
 from toolkit.training.checkpoint import Checkpoints
 from toolkit.training.compiling import planned, with_compile
@@ -98,7 +99,7 @@ def fit(
             raise UsageError("a net in shards cannot be pruned inside a fit: use trainer=ddp, or set recovery.prune_at=null.")
     trainer.require_supported()
     cuda = [torch.cuda.current_device()] if trainer.device_type == "cuda" else []
-    with Signals() as signals, num_threads(trainer.threads), torch.random.fork_rng(devices=cuda), restored(net):
+    with kept_memory(), Signals() as signals, num_threads(trainer.threads), torch.random.fork_rng(devices=cuda), restored(net):
         checkpoints = Checkpoints(run_dir / CHECKPOINTS)
         identity = _identity(net, task, schedule, pruning)
         state = _open_run(run_dir, identity, checkpoints) if resume else _start_run(run_dir, identity, checkpoints)
