@@ -85,7 +85,11 @@ def test_confusion_and_roc_curve_equal_scikit_learn() -> None:
     )
     points = np.array(roc_curve(predictions, max_points=400))
     assert np.trapezoid(points[:, 1], points[:, 0]) == pytest.approx(METRICS["roc_auc"](predictions, ONES)[0], abs=1e-4)
-    assert roc_curve(make(3)) == []
+    several = make(3)
+    points = np.array(roc_curve(several, 2, max_points=400))
+    area = reference.roc_auc_score(several.targets_N == 2, several.log_probabilities_NK[:, 2])
+    assert np.trapezoid(points[:, 1], points[:, 0]) == pytest.approx(area, abs=1e-4)
+    assert roc_curve(several.take(several.targets_N == 2), 2) == []
 
 
 def test_a_class_without_samples_is_left_out_and_an_undefined_curve_is_nan() -> None:

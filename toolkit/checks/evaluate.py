@@ -84,10 +84,16 @@ def describe_data(images: ImageSet, split: str, num_used: int) -> dict[str, Any]
     }
 
 
-def curves(predictions: Predictions) -> dict[str, Any]:
-    """What charts need: reliability bins, ROC points and, up to 50 labels, the confusion matrix."""
+def curves(predictions: Predictions, positive_class: int | None = None) -> dict[str, Any]:
+    """What charts need: reliability bins, ROC points and, up to 50 labels, the confusion matrix.
+
+    The ROC points are those of `positive_class`, by default the second of two classes; without one there are none.
+    """
     counts = confusion(predictions).tolist() if predictions.num_classes <= MAX_LABELS else None
-    return {"reliability": reliability(predictions), "roc": roc_curve(predictions), "confusion": counts}
+    if positive_class is None and predictions.num_classes == 2:
+        positive_class = 1
+    roc = [] if positive_class is None else roc_curve(predictions, positive_class)
+    return {"reliability": reliability(predictions), "roc": roc, "confusion": counts}
 
 
 def quality(

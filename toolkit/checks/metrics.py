@@ -191,13 +191,13 @@ def reliability(predictions: Predictions) -> list[dict[str, float]]:
     ]
 
 
-def roc_curve(predictions: Predictions, *, max_points: int = 200) -> list[tuple[float, float]]:
-    """(false-positive rate, true-positive rate) of class 1 from (0, 0) to (1, 1); empty unless there are two classes."""
-    positive_N = predictions.targets_N == 1
-    if predictions.num_classes != 2 or positive_N.all() or not positive_N.any():
+def roc_curve(predictions: Predictions, positive_class: int = 1, *, max_points: int = 200) -> list[tuple[float, float]]:
+    """(false-positive rate, true-positive rate) of one class from (0, 0) to (1, 1); empty without positives or negatives."""
+    positive_N = predictions.targets_N == positive_class
+    if positive_N.all() or not positive_N.any():
         return []
-    order_N = np.argsort(-predictions.log_probabilities_NK[:, 1], kind="stable")
-    scores_N = predictions.log_probabilities_NK[order_N, 1]
+    order_N = np.argsort(-predictions.log_probabilities_NK[:, positive_class], kind="stable")
+    scores_N = predictions.log_probabilities_NK[order_N, positive_class]
     ends = np.flatnonzero(np.append(np.diff(scores_N) != 0, True))
     true = np.cumsum(positive_N[order_N])[ends] / positive_N.sum()
     false = np.cumsum(~positive_N[order_N])[ends] / (~positive_N).sum()

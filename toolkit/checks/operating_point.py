@@ -8,7 +8,7 @@ Legend: N samples, K classes, B resamples.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +89,10 @@ class Alerts:
         """Share of all samples that are acted on (B,), 0..1."""
         return _share(weights_BN, self.raised_N, within_N=np.ones_like(self.raised_N))
 
+    def false_positive_rate(self, weights_BN: np.ndarray) -> np.ndarray:
+        """Share of the unwanted samples that are acted on (B,), 0..1; NaN where all are wanted."""
+        return _share(weights_BN, self.raised_N, within_N=~self.wanted_N)
+
     @property
     def right_N(self) -> np.ndarray:  # noqa: N802
         return self.raised_N == self.wanted_N
@@ -125,6 +129,22 @@ def carried_threshold(baseline: Alerts, candidate: Alerts, keep: str) -> float:
     if keep == "precision":
         return float(options[good[0]] if len(good) else options[np.nanargmax(measured)])
     return float(options[np.flatnonzero(measured <= target + 1e-12)[0]])
+
+
+def threshold_table(models: Mapping[str, Predictions], column: int) -> list[dict[str, Any]]:
+    """Recall, precision, alert rate and false-positive rate of each side at the thresholds 0.01, 0.02, ... 0.99.
+
+    Each entry has `threshold` and, a side, the four figures (0..1, None where undefined) by name.
+    """
+    ones = np.ones((1, len(next(iter(models.values())))))
+    table = []
+    for percent in range(1, 100):
+        entry: dict[str, Any] = {"threshold": percent / 100}
+        for side, predictions in models.items():
+            at = alerts(predictions, column, percent / 100)
+            entry[side] = {name: _rounded(getattr(at, name)(ones)[0]) for name in (*KEEPS, "false_positive_rate")}
+        table.append(entry)
+    return table
 
 
 def alert_measurements(baseline: Alerts, candidate: Alerts, *, seed: int = 0) -> list[Measurement]:
@@ -184,6 +204,10 @@ def _measured(name: str, point: float, values_B: np.ndarray, n: int) -> Measurem
 
 def _plain(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 5)
 
 
 def _share(weights_BN: np.ndarray, counted_N: np.ndarray, *, within_N: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ faithfully must not pass on the strength of another one's numbers.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from toolkit.checks.evaluate import STATISTICS, curves, describe_data, predict_b
 from toolkit.checks.flips import Flips, flip_measurements, list_flips
 from toolkit.checks.intervals import accuracy_difference_interval
 from toolkit.checks.metrics import Predictions
-from toolkit.checks.operating_point import Service, operating_point
+from toolkit.checks.operating_point import Service, operating_point, threshold_table
 from toolkit.checks.regression_contract import contract_differences, contract_measurements
 from toolkit.checks.regression_cost import cost_measurements, served_graphs
 from toolkit.checks.regression_footprint import footprint_measurements
@@ -86,9 +86,19 @@ def regression(
         "operating_point": acted,
         "attributions": attributions,
         "flips": list_flips(flips, keys=shared.keys, slices=shared.slices, labels=shared.labels),
-        "curves": {side: curves(predictions) for side, predictions in models.items()},
+        **_charted(models, shared.labels, service),
     }
     return Report("gate", (candidate.digest, baseline.digest), verdict_of(judged), tuple(judged), details, environment())
+
+
+def _charted(models: Mapping[str, Predictions], labels: Sequence[str], service: Service) -> dict[str, Any]:
+    """What the charts of the report need. Thresholds are those on the label that is acted on, or on the second of two."""
+    acted = service.label if service.label is not None else labels[1] if len(labels) == 2 else None
+    column = None if acted is None else labels.index(acted)
+    found: dict[str, Any] = {"curves": {side: curves(predictions, column) for side, predictions in models.items()}}
+    if column is not None:
+        found["thresholds"] = {"label": acted, "table": threshold_table(models, column)}
+    return found
 
 
 def _judged(

@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from toolkit.release.page_figures import NEW, OLD, WORSE, blank_figure, data_uri
+from toolkit.release.chart import NEW, OLD, WORSE, Marks, blank_figure, inline_svg, styled
 
 COLOURS = ("#0072b2", "#c8500a", "#00795c", "#8a6100", "#7b3f98", "#6b7280")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 
 
-def histogram_figure(shares: Mapping[str, Sequence[float]], *, name: str) -> str:
+@styled
+def histogram_figure(shares: Mapping[str, Sequence[float]], *, name: str) -> Markup:
     """Shares of images in bins of one statistic, before and now."""
     figure, (axes,) = blank_figure(3.5, 2.3)
     edges = np.asarray(shares["edges"])
@@ -19,13 +21,19 @@ def histogram_figure(shares: Mapping[str, Sequence[float]], *, name: str) -> str
         values = 100 * np.asarray(shares[side])
         axes.stairs(values, edges, fill=True, color=colour, alpha=0.25)
         axes.stairs(values, edges, color=colour, linewidth=1.4, label=label, linestyle="--" if side == "reference" else "-")
+    marks = Marks()
+    for low, high, before, now in zip(edges[:-1], edges[1:], shares["reference"], shares["new"], strict=True):
+        said = f"{name} {low:.3g} to {high:.3g}: {100 * before:.1f}% of the reference, {100 * now:.1f}% of the new images"
+        marks.add(axes.axvspan(low, high, color="none"), said)
     highest = 100 * max(max(shares["reference"]), max(shares["new"]), 1e-3)
     axes.set(xlabel=name.lower(), ylabel="% of images", ylim=(0, 1.35 * highest))
     axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
-    return data_uri(figure)
+    alt = f"{name} of reference and new images; the means are in the table."
+    return inline_svg(figure, name=f"histogram-{name.lower().replace(' ', '-')}", alt=alt, marks=marks)
 
 
-def cloud_figure(points: Mapping[str, Any]) -> str:
+@styled
+def cloud_figure(points: Mapping[str, Any]) -> Markup:
     """Images as points by the two components that moved most."""
     figure, (axes,) = blank_figure(4.2, 3.4)
     for side, colour, marker in (("reference", OLD, "o"), ("new", NEW, "^")):
@@ -38,12 +46,14 @@ def cloud_figure(points: Mapping[str, Any]) -> str:
     axes.set_ylim(middle[0][-1] - margin[-1], middle[1][-1] + margin[-1])
     axes.set(xlabel=f"component {points['axes'][0]}", ylabel=f"component {points['axes'][-1]}")
     axes.legend(frameon=False, fontsize=8)
-    return data_uri(figure)
+    return inline_svg(figure, name="cloud", alt="Reference and new images by two components of the embedding")
 
 
-def evidence_figure(points: Sequence[Mapping[str, Any]], *, alarm_at: float, titles: Mapping[str, str]) -> str:
+@styled
+def evidence_figure(points: Sequence[Mapping[str, Any]], *, alarm_at: float, titles: Mapping[str, str]) -> Markup:
     """The evidence of each test over the samples seen, on a logarithmic scale, with the line that alarms."""
     figure, (axes,) = blank_figure(6.4, 3.2)
+    marks = Marks()
     seen = [point["num_samples"] for point in points]
     for index, (name, title) in enumerate(titles.items()):
         values = [point["log10_e"].get(name) for point in points]
@@ -51,16 +61,22 @@ def evidence_figure(points: Sequence[Mapping[str, Any]], *, alarm_at: float, tit
             shown = [np.nan if value is None else min(max(value, -3.0), 4 * alarm_at) for value in values]
             marker = "o" if len(points) == 1 else ""
             axes.plot(seen, shown, color=COLOURS[index], linestyle=DASHES[index], marker=marker, linewidth=1.5, label=title)
+            for samples, value, height in zip(seen, values, shown, strict=True):
+                if value is not None:
+                    marks.point(axes, samples, height, f"{title}, after {samples:,} samples: evidence 10^{value:.2f}")
     axes.axhline(alarm_at, color=WORSE, linewidth=1)
     axes.annotate("alarm", (0.005, alarm_at), xycoords=("axes fraction", "data"), va="bottom", color=WORSE, fontsize=8)
     axes.set(xlabel="samples", ylabel="evidence, log10")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    return data_uri(figure)
+    alt = "Evidence of each test over the samples seen; the values are in the table."
+    return inline_svg(figure, name="evidence", alt=alt, marks=marks)
 
 
-def shares_figure(points: Sequence[Mapping[str, Any]], *, labels: Sequence[str], reference: Sequence[int]) -> str:
+@styled
+def shares_figure(points: Sequence[Mapping[str, Any]], *, labels: Sequence[str], reference: Sequence[int]) -> Markup:
     """The share of each label among the answers of each batch, with the reference's share as a line of dashes."""
     figure, (axes,) = blank_figure(6.4, 2.8)
+    marks = Marks()
     seen = [point["num_samples"] for point in points if point["batch"].get("answers")]
     counts = np.array([point["batch"]["answers"] for point in points if point["batch"].get("answers")], float)
     order = np.argsort(-counts.sum(axis=0))[: len(COLOURS)]
@@ -68,7 +84,10 @@ def shares_figure(points: Sequence[Mapping[str, Any]], *, labels: Sequence[str],
     total = max(sum(reference), 1)
     for index, k in enumerate(order):
         axes.plot(seen, shares[:, k], color=COLOURS[index], marker="o", markersize=2.5, linewidth=1.2, label=labels[k])
+        for samples, share in zip(seen, shares[:, k], strict=True):
+            said = f"{labels[k]}: {share:.1f}% of the batch that ends at {samples:,} samples"
+            marks.point(axes, samples, share, f"{said}; {100 * reference[k] / total:.1f}% in the reference")
         axes.axhline(100 * reference[k] / total, color=COLOURS[index], linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set(xlabel="samples", ylabel="% of a batch's answers", ylim=(0, 100))
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    return data_uri(figure)
+    return inline_svg(figure, name="shares", alt="Shares of the labels over the samples seen", marks=marks)

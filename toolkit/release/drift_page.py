@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from toolkit.bundle import Report
 from toolkit.bundle.atomic import write_atomic
 from toolkit.data import ImageSet
@@ -13,6 +11,7 @@ from toolkit.release import quantities
 from toolkit.release.drift_figures import cloud_figure, histogram_figure
 from toolkit.release.drift_table import MEANINGS, compared, effects, result, show_p
 from toolkit.release.page_gallery import thumbnail
+from toolkit.release.templates import render_template
 
 TITLES = {
     "brightness": "Brightness",
@@ -32,7 +31,7 @@ MAX_LABELS = 12
 def write_drift(report: Report, images: ImageSet | None, path: Path) -> Path:
     """Write the page of a report `drift` to `path`; `images` supplies the pictures. Returns the path."""
     context = {"drift": drift_view(report, images), "digest": report.subjects[0], "environment": report.environment}
-    write_atomic(path, templates().get_template("drift.html.j2").render(context).encode())
+    write_atomic(path, render_template("drift.html.j2", **context).encode())
     return path
 
 
@@ -64,14 +63,6 @@ def drift_view(report: Report, images: ImageSet | None) -> dict[str, Any]:
         "measured": "tests" in details,
     }
     return {**view, **(_measured(details, images) if "tests" in details else {})}
-
-
-def templates() -> jinja2.Environment:
-    """The templates of this package, escaping what comes from outside."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    return jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
 
 
 def _measured(details: Mapping[str, Any], images: ImageSet | None) -> dict[str, Any]:

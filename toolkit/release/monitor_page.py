@@ -7,7 +7,7 @@ from toolkit.bundle import Report
 from toolkit.bundle.atomic import write_atomic
 from toolkit.release import quantities
 from toolkit.release.drift_figures import evidence_figure, shares_figure
-from toolkit.release.drift_page import templates
+from toolkit.release.templates import render_template
 
 MEANINGS = {
     "answers": "answers",
@@ -43,7 +43,7 @@ def render_monitor(report: Report) -> str:
         "refused": _number("samples.refused", report),
         "environment": report.environment,
     }
-    return templates().get_template("monitor.html.j2").render(context)
+    return render_template("monitor.html.j2", **context)
 
 
 def _number(name: str, report: Report) -> str:

@@ -4,11 +4,10 @@ Everything on it comes from manifests and stored reports; only the pictures of f
 from bundles and file names pass through jinja2's autoescape, because a bundle can come from anywhere.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
+from markupsafe import Markup
 
 from toolkit.bundle import Bundle, Report, Store
 from toolkit.data import ImageSet
@@ -16,8 +15,7 @@ from toolkit.release import quantities
 from toolkit.release.drift_page import drift_view
 from toolkit.release.page_attribution import overlays
 from toolkit.release.page_figures import (
-    NEW,
-    OLD,
+    SIDES,
     change_figure,
     confusion_figure,
     reliability_figure,
@@ -28,11 +26,13 @@ from toolkit.release.page_lineage import lineage_drawings
 from toolkit.release.page_watch import watch
 from toolkit.release.quantities import SCORES, Row, limited, rows
 from toolkit.release.story import architecture, family_reports, input_size, story
+from toolkit.release.templates import render_template
 
 HEADLINE = ("balanced_accuracy", "roc_auc")
 COSTS = ("latency_median", "latency_p95", "throughput", "memory", "load_time", "macs", "parameters", "size")
 FLIP_RATES = ("negative_flip_rate", "positive_flip_rate", "mcnemar_p")
 FLIP_REST = ("relative_negative_flip_rate", "confident_negative_flips", "churn", "excess_churn")
+THRESHOLD_WORDS = {"recall": "Recall", "precision": "Precision", "alert_rate": "Alerts", "false_positive_rate": "Fpr"}
 OTHER_CHECKS = ("parity", "parity.fp16", "parity.int8", "pruning", "preprocessing", "calibration")
 
 
@@ -69,7 +69,7 @@ def render_page(
         **(_comparison(gate, images) if gate else {}),
         "looks": _looks(gate, bundle, baseline, images) if gate and baseline else [],
     }
-    return _environment_of_templates().get_template("page.html.j2").render(context)
+    return render_template("page.html.j2", **context)
 
 
 def _comparison(gate: Report, images: ImageSet | None) -> dict[str, Any]:
@@ -94,6 +94,9 @@ def _comparison(gate: Report, images: ImageSet | None) -> dict[str, Any]:
         "flip_rest": [m for m in gate.measurements if quantities.parse(m.name).metric in FLIP_REST],
         "flip_counts": counts,
         "gallery": gallery(flips, images),
+        "flips": flips,
+        "flip_choices": _flip_choices(flips, gate.details.get("labels", [])),
+        "thresholds": _thresholds(gate),
         "attributions": gate.details.get("attributions", {}),
         "alike": [m for m in gate.measurements if m.name.startswith("attribution_agreement")],
         "contract": gate.details.get("contract", []),
@@ -142,26 +145,56 @@ def _tiles(gate: Report, found: list[Row]) -> list[dict[str, str]]:
     return tiles
 
 
-def _figures(gate: Report, scored: list[Row]) -> dict[str, str]:
-    """All charts as data URIs, by name; a chart whose data is not there is left out."""
+def _flip_choices(flips: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """What flips can be filtered by: the name of the choice, its title and its options."""
+    if not flips:
+        return []
+    slices = sorted({flip["slice"] for flip in flips} - {""})
+    kinds = ["was right, now wrong", "was wrong, now right"]
+    named = [(name, title, list(labels)) for name, title in (("truth", "truth"), ("baseline", "old"), ("candidate", "new"))]
+    return [("kind", "kind", kinds), *([("slice", "slice", slices)] if len(slices) > 1 else []), *named]
+
+
+def _thresholds(gate: Report) -> dict[str, Any]:
+    """The figures of both at every threshold, and `at` the ones in use: the service's and its successor's, or 0.5."""
+    found = gate.details.get("thresholds")
+    if not found:
+        return {}
+    in_use = {m.name: m.value for m in gate.measurements if m.name.startswith("alert_threshold.")}
+    rows_shown = [
+        {"threshold": row["threshold"], **{side: {THRESHOLD_WORDS[k]: v for k, v in row[side].items()} for side in SIDES}}
+        for row in found["table"]
+    ]
+    at = {}
+    for side in SIDES:
+        threshold = in_use.get(f"alert_threshold.{side}") or 0.5
+        nearest = min(rows_shown, key=lambda row: abs(row["threshold"] - threshold))
+        at[side] = {"threshold": nearest["threshold"], **nearest[side]}
+    return {"label": found["label"], "rows": rows_shown, "at": at}
+
+
+def _figures(gate: Report, scored: list[Row]) -> dict[str, Markup]:
+    """All charts by name; a chart whose data is not there is left out."""
     curves: Mapping[str, Any] = gate.details.get("curves", {})
     labels = gate.details.get("labels", [])
     values = {m.name: m.value for m in gate.measurements if m.value is not None}
     figures = {"changes": change_figure(scored)} if scored else {}
     lowest = [one["lower"] for part in curves.values() for one in part.get("reliability", [])]
     start = 0.45 if lowest and min(lowest) >= 0.45 else 0.0
-    for side, colour in (("baseline", OLD), ("candidate", NEW)):
+    for side in SIDES:
         part = curves.get(side, {})
         if part.get("reliability"):
             figures[f"reliability_{side}"] = reliability_figure(
-                part["reliability"], colour=colour, ece=values.get(f"ece.{side}"), start=start
+                part["reliability"], side=side, ece=values.get(f"ece.{side}"), start=start
             )
         if part.get("confusion"):
-            figures[f"confusion_{side}"] = confusion_figure(part["confusion"], labels=labels, colour=colour)
+            figures[f"confusion_{side}"] = confusion_figure(part["confusion"], labels=labels, side=side)
     roc = {side: part["roc"] for side, part in curves.items() if part.get("roc")}
     if len(roc) == 2:
-        areas = {side: values[f"roc_auc.{side}"] for side in roc if f"roc_auc.{side}" in values}
-        figures["roc"] = roc_figure(roc, areas=areas)
+        two = len(labels) == 2  # with more labels the area is a mean over all of them, the curve that of one
+        areas = {side: values[f"roc_auc.{side}"] for side in roc if two and f"roc_auc.{side}" in values}
+        at = {side: (one["Fpr"], one["Recall"]) for side, one in _thresholds(gate).get("at", {}).items()}
+        figures["roc"] = roc_figure(roc, areas=areas, at=at)
     return figures
 
 
@@ -174,13 +207,3 @@ def _drift(store: Store, baseline: Bundle | None, images: ImageSet | None) -> di
 def _environment(gate: Report | None, reports: Mapping[str, Report]) -> Mapping[str, Any]:
     chosen = gate or next(iter(reports.values()), None)
     return chosen.environment if chosen else {}
-
-
-def _environment_of_templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -4,7 +4,6 @@ Quality is the best validation score of the training, latency one image on one t
 said that the two cannot carry: on the front stand the bundles that no other one beats in both.
 """
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.table import Table
 from toolkit.backends import measure_latency, open_runner
 from toolkit.bundle import Bundle, Report, Store
 from toolkit.bundle.atomic import write_atomic
-from toolkit.release.page_figures import NEW, OLD, blank_figure, data_uri
+from toolkit.release.chart import NEW, OLD, blank_figure, styled, svg_bytes
 
 TABLE, PLOT = "sweep.md", "pareto.svg"
 ROUNDS = 30
@@ -111,6 +110,7 @@ def _markdown(jobs: Sequence[Job]) -> str:
     return "\n".join(lines)
 
 
+@styled
 def _plot(jobs: Sequence[Job]) -> bytes:
     figure, (axes,) = blank_figure(5.6, 3.6)
     front = sorted((job for job in jobs if job.on_front), key=lambda job: job.latency_ms)
@@ -120,4 +120,4 @@ def _plot(jobs: Sequence[Job]) -> bytes:
         axes.annotate(job.settings, (job.latency_ms, job.quality), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="milliseconds an image (one thread)", ylabel=jobs[0].metric.replace("_", " "))
     axes.set_xlim(left=0)
-    return base64.b64decode(data_uri(figure).partition("base64,")[2])
+    return svg_bytes(figure)
