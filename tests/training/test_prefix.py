@@ -10,7 +10,6 @@ import torchvision
 from torch import Tensor, nn
 
 from toolkit.training import FitOptions, Phase, Schedule, TrainerSpec
-from toolkit.training import prefix as module
 
 LONG_WAY = TrainerSpec(accelerator="cpu", cache_features=False)
 OPTIONS = FitOptions(batch_size=16, ema_decay=0.9, class_weights="balanced")
@@ -108,15 +107,6 @@ def test_a_net_with_a_way_around_goes_the_long_way(run: Any, tmp_path: Any, capl
     assert "does not depend on its input alone" in caplog.text
     run(long, schedule=LAST_STAGE, trainer=LONG_WAY, run_dir=tmp_path / "long")
     assert identical(short, long)
-
-
-def test_what_does_not_fit_into_memory_is_not_kept(
-    toy: Any, run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    monkeypatch.setattr(module, "free_bytes", lambda _device: 1000)
-    run(toy.net(), schedule=LAST_STAGE)
-    assert "would take" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def confusion_figure(counts: Sequence[Sequence[int]], *, labels: Sequence[str], 
     matrix = np.array(counts, float)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = float(np.clip(0.62 * len(labels) + 1.9, 3.3, 6.5))
-    figure, (axes,) = blank_figure(size, size)
+    figure, (axes,) = blank_figure(size, 0.88 * size)
     marks, (title, colour, _, _) = Marks(), SIDES[side]
     shades = LinearSegmentedColormap.from_list("shades", ["#ffffff", colour])
     edges = np.arange(len(labels) + 1) - 0.5

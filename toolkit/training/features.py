@@ -8,9 +8,12 @@ head's output is not the net's (SqueezeNet pools after its last convolution), th
 Shapes: N samples, F features, K classes.
 """
 
+import contextlib
 import logging
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,7 @@ from toolkit.training.prefix import KeptFeed, PrefixFeed, captured, prefix_feed
 from toolkit.training.progress import title_of
 from toolkit.training.schedule import Phase
 from toolkit.training.sharding import is_sharded
+from toolkit.training.shelf import Shelf, key_of
 from toolkit.training.transfer import Indices
 
 logger = logging.getLogger(__name__)
@@ -36,8 +40,10 @@ class FeatureFeed(KeptFeed):
     steps_per_call = 64
     what = "features"
 
-    def __init__(self, head: nn.Module, images: ImageFeed, *, train_features: Tensor, val_features: Tensor) -> None:
-        super().__init__(images, train_features=train_features, val_features=val_features)
+    def __init__(
+        self, head: nn.Module, images: ImageFeed, features: Mapping[Split, Tensor], *, was_stored: bool = False
+    ) -> None:
+        super().__init__(images, features, was_stored=was_stored)
         self.head = head
         weights = sum(parameter.numel() for parameter in head.parameters())
         self.threads = 1 if weights * images.task.options.images_a_step < SMALL_STEP else None
@@ -46,26 +52,31 @@ class FeatureFeed(KeptFeed):
         return self.head(features).flatten(1)
 
 
-def shortened(net: nn.Module, head: nn.Module, images: ImageFeed, *, phase: Phase, tick: Tick) -> tuple[Feed | None, float]:
+def shortened(
+    net: nn.Module, head: nn.Module, images: ImageFeed, *, phase: Phase, directory: Path, tick: Tick
+) -> tuple[Feed | None, float]:
     """The short way through `phase` where it pays, and the seconds it took to prepare; what it saves, or why not, is logged.
 
-    With nothing but the head learning it is the head alone, else the net from its first learning module on (`prefix`).
+    With nothing but the head learning it is the head alone, else the net from its first learning module on (`prefix`). What is
+    computed once is stored in `directory`, and taken from there where a stopped run has left it.
     """
     name, started_s = title_of(phase), time.perf_counter()
     reason = _long_way(net, images, phase)
     feed: FeatureFeed | PrefixFeed | None = None
-    if not reason and phase.depth == 0:
-        feed = feature_feed(net, head, images, tick=tick)
-        reason = "" if feed else "what the head gives is not what the net gives"
-    elif not reason:
-        found = prefix_feed(net, images, tick=tick)
-        feed, reason = (None, found) if isinstance(found, str) else (found, "")
+    if not reason:
+        shelf = _shelf(net, images, phase, directory)
+        try:
+            short = feature_feed(net, head, images, shelf, tick) if phase.depth == 0 else prefix_feed(net, images, shelf, tick)
+        finally:
+            shelf.discard()
+        feed, reason = (None, short) if isinstance(short, str) else (short, "")
     seconds = time.perf_counter() - started_s
     if feed is None:
         _say(f"{name}: every image goes through the whole net in each of {phase.epochs} epochs; {reason}.")
         return None, 0.0
     _say(
-        f"{name}: {feed.what} computed once, {seconds:.1f} s and {feed.num_bytes / 2**20:.1f} MiB; "
+        f"{name}: {feed.what} {'taken up again' if feed.was_stored else 'computed once'}, {seconds:.1f} s and "
+        f"{feed.num_bytes / 2**20:.1f} MiB; "
         f"a pass like it is saved in each of {phase.epochs} epochs."
     )
     return feed, seconds
@@ -89,24 +100,39 @@ def _say(text: str) -> None:
         logger.info("%s", text)
 
 
-def feature_feed(net: nn.Module, head: nn.Module, images: ImageFeed, *, tick: Tick) -> FeatureFeed | None:
-    """Compute the head's input for every training and validation image; None where that is not exact.
+def _shelf(net: nn.Module, images: ImageFeed, phase: Phase, directory: Path) -> Shelf:
+    """Where this phase's tensors lie; what phases before it left there is removed."""
+    name = f"{title_of(phase).replace(' ', '_')}{processes.suffix()}.safetensors"
+    with contextlib.suppress(OSError):
+        for other in directory.glob(f"*{processes.suffix()}.safetensors"):
+            if other.name != name:
+                other.unlink()
+    autocast = torch.is_autocast_enabled(images.device.type)
+    facts = (phase, images.layout, images.task.options.images_a_step, images.device.type, autocast)
+    key = secrets.token_hex() if is_sharded(net) else key_of(net, *facts)
+    return Shelf(directory / name, key=key, counts={"train": len(images.task.train), "val": len(images.task.val)})
+
+
+def feature_feed(net: nn.Module, head: nn.Module, images: ImageFeed, shelf: Shelf, tick: Tick) -> FeatureFeed | str:
+    """Compute the head's input for every training and validation image; the reason where that is not exact.
 
     The net must be in the mode it trains in, with nothing but `head` learning.
     """
-    if not images.is_steady:
-        return None
-    found: list[list[Tensor]] = [[], []]
+    if (stored := shelf.stored()) is not None:
+        return FeatureFeed(head, images, stored, was_stored=True)
+    inexact = "what the head gives is not what the net gives"
     with torch.no_grad(), captured(head) as taken:
         passes: tuple[tuple[Callable[[Indices], Tensor], Split], ...] = ((images.steady, "train"), (images.validate, "val"))
-        for features, (forward, split) in zip(found, passes, strict=True):
-            for batch in images.all_batches(split):
+        for forward, split in passes:
+            for number, batch in enumerate(images.all_batches(split)):
                 tick()
                 taken.clear()
                 logits_NK = forward(batch)
                 if len(taken) != 1:
-                    return None
-                if not features and not torch.equal(head(taken[0]).flatten(1), logits_NK):
-                    return None
-                features.append(taken[0])
-    return FeatureFeed(head, images, train_features=torch.cat(found[0]), val_features=torch.cat(found[1]))
+                    return inexact
+                if number == 0 and not torch.equal(head(taken[0]).flatten(1), logits_NK):
+                    return inexact
+                if number == 0 and not shelf.fits(taken[0]):
+                    return "the disk has no room for the features"
+                shelf.put(split, taken[0])
+    return FeatureFeed(head, images, shelf.close())

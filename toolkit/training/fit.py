@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ from toolkit.training.surroundings import Stopped, Surroundings
 from toolkit.training.trainer import LoggerMaker, TrainerSpec, num_threads, run_lightning
 
 CHECKPOINTS = "checkpoints"
+FEATURES = "features"
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +114,14 @@ def fit(
             trained = copy.deepcopy(net) if trainer.strategy == "fsdp" else net  # which takes a module apart for good
             head = trained.get_submodule(find_head(net))
             callbacks = [] if pruning is None else [PruneInFit(pruning, net, task)]
-            around = Surroundings(trainer, stage_names(net), head, checkpoints, signals, progress)
+            around = Surroundings(trainer, stage_names(net), head, checkpoints, run_dir / FEATURES, signals, progress)
             learner = Learner(trained, task=task, schedule=schedule, around=around, state=state)
             if not learner.course.finished:
                 named = trainer.loggers.values() if isinstance(trainer.loggers, Mapping) else trainer.loggers
                 _run(learner, trainer, loggers=_opened([*loggers, *named], run_dir), callbacks=callbacks, run_dir=run_dir)
             net.load_state_dict(learner.course.best)
+    if processes.is_first():
+        shutil.rmtree(run_dir / FEATURES, ignore_errors=True)
     return _result(learner.course, options.monitor, len(train))
 
 

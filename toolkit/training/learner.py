@@ -186,7 +186,8 @@ class Learner(LightningModule):
             images.remember_teacher(self._tick)
             if not self.around.spec.cache_features:
                 return None
-            feed, seconds = shortened(self.net, self.around.head, images, phase=self._phase, tick=self._tick)
+            where = self.around.features
+            feed, seconds = shortened(self.net, self.around.head, images, phase=self._phase, directory=where, tick=self._tick)
         if seconds:
             self.course.notes["feature_seconds"] = seconds
         return feed

@@ -12,20 +12,20 @@ Shapes: N samples, C channels, H height, W width, K classes.
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.data import placing
 from toolkit.training.feed import Batch, ImageFeed, Moment, Split, Tick
 from toolkit.training.loss import Targets
+from toolkit.training.shelf import Shelf
 from toolkit.training.transfer import Indices
 
 SHARE_OF_MEMORY = 0.25
-"""What may be taken of the device's free memory."""
+"""What may be taken of a GPU's free memory."""
 
 
 @dataclass(eq=False)
@@ -70,13 +70,14 @@ class KeptFeed:
     steps_per_call = 1
     threads: int | None = None
 
-    def __init__(self, images: ImageFeed, *, train_features: Tensor, val_features: Tensor) -> None:
-        self.images, self.train_features, self.val_features = images, train_features, val_features
+    def __init__(self, images: ImageFeed, features: Mapping[Split, Tensor], *, was_stored: bool = False) -> None:
+        self.images, self.was_stored = images, was_stored
+        self.train_features, self.val_features = (features[split].to(images.device) for split in ("train", "val"))
         self.train_targets_N = images.train_targets_N
 
     @property
     def num_bytes(self) -> int:
-        """The memory the tensors take on the device."""
+        """The size of the tensors, which lie on the device or, for the CPU, in mapped files."""
         return self.train_features.nbytes + self.val_features.nbytes
 
     def expect(self, batches: Sequence[Indices], *, split: Split) -> None:
@@ -101,9 +102,15 @@ class PrefixFeed(KeptFeed):
     """Captured tensors through the learning part of the net."""
 
     def __init__(
-        self, net: nn.Module, images: ImageFeed, boundary: Boundary, *, train_features: Tensor, val_features: Tensor
+        self,
+        net: nn.Module,
+        images: ImageFeed,
+        boundary: Boundary,
+        features: Mapping[Split, Tensor],
+        *,
+        was_stored: bool = False,
     ) -> None:
-        super().__init__(images, train_features=train_features, val_features=val_features)
+        super().__init__(images, features, was_stored=was_stored)
         self.net, self.boundary, self.stand_in_1CHW = net, boundary, images.sample("val")
         self.what = f"what {boundary.name} is given"
 
@@ -149,7 +156,7 @@ def _has_frozen(module: nn.Module) -> bool:
     return any(not parameter.requires_grad for parameter in module.parameters())
 
 
-def prefix_feed(net: nn.Module, images: ImageFeed, *, tick: Tick) -> PrefixFeed | str:
+def prefix_feed(net: nn.Module, images: ImageFeed, shelf: Shelf, tick: Tick) -> PrefixFeed | str:
     """What the frozen beginning of `net` gives for every image, or why it is not kept. The net's modes stay as they are."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
@@ -158,31 +165,38 @@ def prefix_feed(net: nn.Module, images: ImageFeed, *, tick: Tick) -> PrefixFeed 
             boundary = find_boundary(net, images)
             if boundary is None:
                 return "no single tensor leads from the frozen part to the learning one"
-            return _captured_feed(net, images, boundary, tick)
+            if (stored := shelf.stored()) is not None:
+                return PrefixFeed(net, images, boundary, stored, was_stored=True)
+            return _captured_feed(net, images, boundary, shelf, tick)
     finally:
         for module, mode in modes:
             module.training = mode
 
 
-def _captured_feed(net: nn.Module, images: ImageFeed, boundary: Boundary, tick: Tick) -> PrefixFeed | str:
-    found: dict[Split, list[Tensor]] = {"train": [], "val": []}
-    count = len(images.task.train) + len(images.task.val)
+def _captured_feed(net: nn.Module, images: ImageFeed, boundary: Boundary, shelf: Shelf, tick: Tick) -> PrefixFeed | str:
+    splits: tuple[Split, ...] = ("train", "val")
     with captured(boundary.entry) as taken:
-        for split, features in found.items():
-            for batch in images.all_batches(split):
+        for split in splits:
+            for number, batch in enumerate(images.all_batches(split)):
                 tick()
                 taken.clear()
                 logits_NK = images.validate(batch) if split == "val" else images.steady(batch)
                 if len(taken) != 1:
                     return f"{boundary.name} is called more than once"
-                if not found["train"]:
-                    wanted = count * taken[0].nbytes // len(taken[0])
-                    if wanted > SHARE_OF_MEMORY * free_bytes(images.device):
-                        return f"what {boundary.name} is given would take {wanted / 2**20:,.0f} MiB"
+                if number == 0 and split == "train":
+                    if not _has_room(taken[0], images, shelf):
+                        return f"there is no room for what {boundary.name} is given"
                     if not _same(net, images, boundary, taken[0], logits_NK):
                         return f"what follows {boundary.name} does not depend on its input alone"
-                features.append(taken[0])
-    return PrefixFeed(net, images, boundary, train_features=torch.cat(found["train"]), val_features=torch.cat(found["val"]))
+                shelf.put(split, taken[0])
+    return PrefixFeed(net, images, boundary, shelf.close())
+
+
+def _has_room(features: Tensor, images: ImageFeed, shelf: Shelf) -> bool:
+    """Whether the disk takes such rows for all images and, where the device is not the CPU, its memory too."""
+    wanted = sum(shelf.counts.values()) * features.nbytes // len(features)
+    on_cuda = images.device.type == "cuda"
+    return shelf.fits(features) and not (on_cuda and wanted > SHARE_OF_MEMORY * torch.cuda.mem_get_info(images.device)[0])
 
 
 def _same(net: nn.Module, images: ImageFeed, boundary: Boundary, features: Tensor, logits_NK: Tensor) -> bool:
@@ -202,8 +216,3 @@ def captured(module: nn.Module) -> Iterator[list[Tensor]]:
         yield taken
     finally:
         handle.remove()
-
-
-def free_bytes(device: torch.device) -> int:
-    """The memory that `device` can still give."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else placing.free_bytes()

@@ -1,6 +1,7 @@
 """What a learner works with beside its net and its task, and the way it leaves when a signal asks for that."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -17,11 +18,15 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True, eq=False)
 class Surroundings:
-    """What a learner works with beside its net and its task; `stages` are the net's, the head last."""
+    """What a learner works with beside its net and its task.
+
+    `stages` are the net's, the head last; `features` is the directory of what is computed once.
+    """
 
     spec: TrainerSpec
     stages: Stages
     head: nn.Module
     checkpoints: Checkpoints
+    features: Path
     signals: Signals
     progress: Progress
