@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from tests.checks.planted import images, stored, trained
-from tests.stages.test_monitor import thresholds
+from tests.stages.monitoring import thresholds
 from toolkit.bundle import Bundle, Report, Store
 from toolkit.checks import drift as drift_module
 from toolkit.checks import drift_performance, obsolescence

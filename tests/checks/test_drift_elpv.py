@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.stages.test_monitor import thresholds
+from tests.stages.monitoring import thresholds
 from toolkit.bundle import Bundle, Store
 from toolkit.checks import obsolescence
 from toolkit.checks.drift import drift

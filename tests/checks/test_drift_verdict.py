@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
-from tests.stages.test_monitor import thresholds
+from tests.stages.monitoring import thresholds
 from toolkit.checks.drift_verdict import Evidence, Grade, Threshold, Thresholds, decide, grade, verdict_for
 from toolkit.errors import UsageError
 

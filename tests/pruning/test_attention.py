@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.pruning.test_groups import maxvit, swin, swin_v2, vit
+from tests.pruning.nets import maxvit, swin, swin_v2, vit
 from toolkit.backends import EagerRunner, OnnxRunner, write_onnx
 from toolkit.bundle import Plan, Preprocessing
 from toolkit.errors import InputRefused

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.pruning.test_groups import swin
+from tests.pruning.nets import swin
 from toolkit.pruning import CRITERIA, Budget, apply_plan, find_groups, plan_pruning
 
 

@@ -10,7 +10,7 @@ from tests.checks.planted import stored, trained
 from tests.checks.test_drift import arrived, reference
 from tests.release.outline import Outline
 from tests.release.test_page_browser import CHROMIUM, browse
-from tests.stages.test_monitor import lines, thresholds
+from tests.stages.monitoring import lines, thresholds
 from toolkit.bundle import Bundle, Report, Store
 from toolkit.checks import obsolescence
 from toolkit.checks.drift import drift

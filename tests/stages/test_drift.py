@@ -7,7 +7,7 @@ import pytest
 
 from tests.checks.planted import images, stored, trained
 from tests.checks.test_drift import arrived, reference
-from tests.stages.test_monitor import thresholds
+from tests.stages.monitoring import thresholds
 from toolkit.bundle import Bundle, Store
 from toolkit.checks import obsolescence
 from toolkit.checks.profile import load_profile, make_profile

@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.checks.planted import images, stored, trained
 from tests.children import COMMAND, Child, free_port
+from tests.stages.monitoring import lines, look
 from toolkit.bundle import Bundle, Store
-from toolkit.checks import monitor_pass, monitor_truths
-from toolkit.checks.drift_verdict import Threshold, Thresholds
+from toolkit.checks import monitor_pass
 from toolkit.checks.monitor import State, counted, load_state
 from toolkit.checks.monitor_records import Answer
 from toolkit.checks.monitor_reference import reference
@@ -25,13 +25,6 @@ from toolkit.checks.sequential import log_e_shares
 from toolkit.data.arrivals import Marks
 from toolkit.errors import EnvironmentProblem, InputRefused, UsageError
 from toolkit.release.prometheus_text import serve_metrics
-from toolkit.stages.monitor import monitor
-
-
-def thresholds(**changes: float) -> Thresholds:
-    values = {"alpha": 0.05, "min_samples": 100, "separable": 0.6, "another_world": 0.95, "image_ks": 0.2, "psi": 0.1}
-    values |= {"accuracy_loss": 0.03, "releases_behind": 8, **changes}
-    return Thresholds(**{name: Threshold(value, "for the test") for name, value in values.items()})
 
 
 @pytest.fixture
@@ -39,22 +32,6 @@ def bundle(store: Store) -> Bundle:
     found = stored(store, trained(num_epochs=8))
     make_profile(found, images(), store=store, max_samples=400)
     return found
-
-
-def lines(num: int, *, seed: int, shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3), right: float | None = None) -> bytes:
-    generator = np.random.default_rng(seed)
-    labels, told = images().labels, []
-    for i in range(num):
-        label = int(generator.choice(3, p=shares))
-        record = {"id": f"{seed}-{i}", "label": labels[label]}
-        if right is not None:
-            record["truth"] = labels[label if generator.uniform() < right else (label + 1) % 3]
-        told.append(json.dumps(record))
-    return ("\n".join(told) + "\n").encode()
-
-
-def look(bundle: Bundle, store: Store, source: Path, **settings):
-    return monitor(bundle, store=store, source=str(source), thresholds=thresholds(), output=source.parent / "out", **settings)
 
 
 def test_each_line_counts_once_and_a_quiet_service_stays_quiet(store: Store, bundle: Bundle, tmp_path: Path) -> None:
@@ -241,75 +218,3 @@ def _served(port: int, name: str, process: Child) -> float:
             pass
         time.sleep(0.2)
     raise AssertionError(f"nothing served on port {port}")
-
-
-def told(first: int, num: int, *, truth: bool) -> bytes:
-    """Answers `0` to the ids from `first` on (numbers), or their truths, every other one `1` (ids as text)."""
-    labels = images().labels
-    records = (
-        {"id": str(i), "truth": labels[i % 2]} if truth else {"id": i, "label": labels[0]} for i in range(first, first + num)
-    )
-    return "".join(json.dumps(record) + "\n" for record in records).encode()
-
-
-def test_a_truth_that_comes_later_or_earlier_joins_its_answer_once(store: Store, bundle: Bundle, tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    source.mkdir()
-    (source / "answers.jsonl").write_bytes(told(0, 40, truth=False))
-    report = look(bundle, store, source)
-    assert (report.value("samples.seen"), report.value("samples.with_truth")) == (40, 0)
-    (source / "truths.jsonl").write_bytes(told(20, 40, truth=True))
-    report = look(bundle, store, source)
-    assert report.details["counts"]["errors"] == [10, 20]
-    assert report.details["counts"]["labels"] == [10, 10, 0]
-    assert report.details["num_waiting"] == {"answers": 20, "truths": 20}
-    with (source / "answers.jsonl").open("ab") as file:
-        file.write(told(40, 20, truth=False))
-    (source / "truths.jsonl").write_bytes(told(20, 40, truth=True) + told(20, 40, truth=True))
-    report = look(bundle, store, source)
-    assert report.details["counts"]["errors"] == [20, 40]
-    assert (report.value("samples.seen"), report.value("samples.refused")) == (60, 0)
-    assert sum(report.details["counts"]["answers"]) == 60
-    assert "40 with a known truth" in (tmp_path / "out" / "monitor.html").read_text()
-
-
-def test_late_truths_alone_raise_the_alarm(store: Store, bundle: Bundle, tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    source.mkdir()
-    labels = images().labels
-    (source / "a.jsonl").write_bytes(
-        b"".join(json.dumps({"id": i, "label": labels[i % 3]}).encode() + b"\n" for i in range(300))
-    )
-    assert look(bundle, store, source).verdict == "pass"
-    wrong = (json.dumps({"id": i, "truth": labels[(i + i % 2) % 3]}).encode() + b"\n" for i in range(300))
-    (source / "b.jsonl").write_bytes(b"".join(wrong))
-    report = look(bundle, store, source)
-    assert report.verdict == "fail"
-    assert set(report.details["alarms"]) == {"errors"}
-
-
-def test_images_are_joined_by_file_name_and_queues_forget_the_oldest(
-    store: Store, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(monitor_truths, "MAX_WAITING", 3)
-    source = tmp_path / "in"
-    (source / "camera").mkdir(parents=True)
-    samples = images().split("val").samples[:5]
-    for i, sample in enumerate(samples):
-        Image.fromarray(sample.source).save(source / "camera" / f"{i}.png")
-    look(bundle, store, source)
-    truths = (json.dumps({"id": f"{i}.png", "truth": images().labels[s.target]}) for i, s in enumerate(samples))
-    (source / "truths.jsonl").write_text("\n".join(truths) + "\n" + '{"truth": "circle"}\n')
-    report = look(bundle, store, source)
-    assert report.value("samples.with_truth") == 3
-    assert report.details["num_waiting"] == {"answers": 0, "truths": 2}
-    assert report.value("samples.refused") == 1
-
-
-def test_truths_without_any_answer_are_no_samples(store: Store, bundle: Bundle, tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    source.mkdir()
-    (source / "truths.jsonl").write_bytes(told(0, 5, truth=True))
-    report = look(bundle, store, source)
-    assert report.verdict == "undecided"
-    assert (report.value("samples.seen"), report.value("samples.with_truth")) == (0, 0)

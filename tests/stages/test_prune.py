@@ -9,23 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
+from tests.stages.pruning import OPTIONS, RECOVERY, forgetful
 from toolkit.bundle import Architecture, Bundle, Manifest, Preprocessing, Store, lineage
 from toolkit.data import ImageSet
 from toolkit.data.shapes import shapes
 from toolkit.errors import CheckFailed, InputRefused, UsageError
 from toolkit.models import build, pixel_contract, register, restore
-from toolkit.pruning import CRITERIA, PruneOptions, Target, apply_plan, count_macs, count_parameters
+from toolkit.pruning import CRITERIA, Target, apply_plan, count_macs, count_parameters
 from toolkit.stages.prune import Recovery, prune
-from toolkit.training import Distillation, FitOptions, TrainerSpec, full
+from toolkit.training import Distillation, FitOptions, full
 
-OPTIONS = PruneOptions(num_batches=2, batch_size=8, bn_images=32)
-RECOVERY = Recovery(
-    schedule=full(epochs=1, lr=1e-3),
-    options=FitOptions(batch_size=16, distillation=Distillation()),
-    trainer=TrainerSpec(accelerator="cpu"),
-)
 ROOT = Path(__file__).parents[2]
 
 
@@ -146,24 +140,6 @@ def test_a_net_that_does_not_come_back_from_its_weights_leaves_no_bundle(
         )
     assert store.digests() == [bundle.digest]
     assert store.reports(bundle.digest) == {}
-
-
-class Drifting(nn.Module):
-    """Scales what passes by how many training steps it has seen, and does not save the count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen += self.training
-        return x * (1 + self.seen)
-
-
-def forgetful(num_classes: int = 2) -> nn.Module:
-    torch.manual_seed(0)
-    body = [nn.Conv2d(3, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU(), Drifting(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*body, nn.Linear(32, num_classes))
 
 
 def test_findings_about_the_data_are_logged_and_kept(

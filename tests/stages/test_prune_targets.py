@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.stages.test_prune import OPTIONS, RECOVERY
+from tests.stages.pruning import OPTIONS, RECOVERY
 from toolkit.bundle import Architecture, Bundle, Manifest, Preprocessing, Store, lineage
 from toolkit.data import ImageSet
 from toolkit.data.shapes import shapes

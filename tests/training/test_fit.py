@@ -1,5 +1,6 @@
 """What a fit does to a net, and what it leaves as it was."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,27 @@ def test_cached_features_give_the_same_head_bit_for_bit(toy: Any, run: Any, tmp_
     assert torch.equal(cached[5].bias, uncached[5].bias)
     assert first.feature_seconds > 0
     assert second.feature_seconds == 0
+
+
+def test_the_number_of_threads_does_not_tell_a_cached_head_from_an_uncached_one(toy: Any, run: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 512, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    cached = nn.Sequential(body, nn.Linear(512, 3))
+    uncached, schedule = copy.deepcopy(cached), Schedule("s", (Phase(0, 4, 1e-2, augment=False),))
+    threads: list[int] = []
+    for layer, factor in ((cached[1], 1), (uncached[0], 10)):
+        layer.register_forward_hook(
+            lambda *told, factor=factor: threads.append(factor * torch.get_num_threads() * (len(told[2]) > 2))
+        )
+    options, before = FitOptions(batch_size=32), torch.get_num_threads()
+    spec = TrainerSpec(accelerator="cpu", threads=2)
+    run(cached, schedule=schedule, options=options, trainer=spec, run_dir=tmp_path / "cached")
+    run(
+        uncached, schedule=schedule, options=options, trainer=replace(spec, cache_features=False), run_dir=tmp_path / "uncached"
+    )
+    assert torch.equal(cached[1].weight, uncached[1].weight)
+    assert set(threads) - {0} == {1, 20}, "the head on one thread, what is below it on both"
+    assert torch.get_num_threads() == before
 
 
 def test_features_are_not_cached_where_images_vary(toy: Any, run: Any) -> None:

@@ -37,7 +37,7 @@ options = FitOptions(
 spec = TrainerSpec(accelerator="cpu", devices=devices, strategy=strategy, channels_last=False)
 net = make_net()
 net[4].p = 0.0
-if stop_at and rank == devices - 1:  # the last process alone is told to end, in its second phase
+if stop_at and (strategy == "ddp" or rank == devices - 1):  # in shards one process alone is told to end, in its second phase
     step = torch.optim.AdamW.step
     calls = []
     def counted(self, *arguments):
@@ -90,10 +90,11 @@ def test_two_processes_agree_with_one(one: dict, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_sharded_net_stopped_and_resumed_agrees_with_one_process(one: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_stopped_within_an_epoch_and_resumed_agree_with_one(strategy: str, one: dict, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    codes = run_script(strategy="fsdp", num_processes=2, run_dir=run_dir, stop_at=17)
-    assert codes == [128 + signal.SIGTERM] * 2  # the signal reached one of them; they left at the same step
+    codes = run_script(strategy=strategy, num_processes=2, run_dir=run_dir, stop_at=17)
+    assert codes == [128 + signal.SIGTERM] * 2  # in shards the signal reached one of them, and both left at the same step
     state = Checkpoints(run_dir / "checkpoints").load()
     assert state is not None
     assert state["course"]["num_steps"] == 17
@@ -101,7 +102,7 @@ def test_a_sharded_net_stopped_and_resumed_agrees_with_one_process(one: dict, tm
         name: tensor.shape for name, tensor in one["net"].items()
     }
     assert not results(run_dir)
-    assert run_script(strategy="fsdp", num_processes=2, run_dir=run_dir) == [0, 0]
+    assert run_script(strategy=strategy, num_processes=2, run_dir=run_dir) == [0, 0]
     found = results(run_dir)
     assert len(found) == 2
     for result in found:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from toolkit.data import AugmentSpec, ImageSet, Undecoded, load_pixels
 from toolkit.data.shapes import shapes
-from toolkit.training import Distillation, FitOptions, TrainerSpec
+from toolkit.training import Distillation, FitOptions, Phase, TrainerSpec
 from toolkit.training.feed import ImageFeed, Moment, Task
 from toolkit.training.guard import FiniteGuard
 from toolkit.training.loss import Objective, balanced_weights
@@ -89,7 +89,7 @@ def test_a_step_asks_the_device_for_nothing(toy: Any, train: Any, val: Any, mixe
     options = FitOptions(batch_size=16, augment=AugmentSpec(zoom=0.1), mixup=alpha, cutmix=alpha, distillation=Distillation())
     net = toy.net().to(META)
     task = Task(train, val, toy.PREPROCESSING, options, toy.net().to(META))
-    feed = ImageFeed(net, task, device=META, channels_last=True, augment=True)
+    feed = ImageFeed(net, task, device=META, channels_last=True, phase=Phase(-1, 1, 1e-3))
     objective = Objective(0.1, balanced_weights(train.targets_N, 3).to(META), options.distillation)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
     guard = FiniteGuard(optimiser, device=META, where="here")

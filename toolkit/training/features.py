@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,18 +20,15 @@ from torch import Tensor, nn
 
 from toolkit.training import processes
 from toolkit.training.feed import Feed, ImageFeed, Split, Tick
-from toolkit.training.prefix import KeptFeed, PrefixFeed, captured, prefix_feed
+from toolkit.training.prefix import KeptFeed, PrefixFeed, captured, every_row, prefix_feed
 from toolkit.training.progress import title_of
 from toolkit.training.schedule import Phase
 from toolkit.training.sharding import is_sharded
 from toolkit.training.shelf import Shelf, key_of
-from toolkit.training.transfer import Indices
+from toolkit.training.surroundings import Surroundings
+from toolkit.training.trainer import num_threads
 
 logger = logging.getLogger(__name__)
-
-SMALL_STEP = 1 << 25
-"""Multiply-adds below which a head's step runs on one thread: a second one gains nothing there, and where other programs
-compete for the cores, waiting for it was measured to cost 24 to 96 ms a step instead of 1."""
 
 
 class FeatureFeed(KeptFeed):
@@ -45,28 +42,31 @@ class FeatureFeed(KeptFeed):
     ) -> None:
         super().__init__(images, features, was_stored=was_stored)
         self.head = head
-        weights = sum(parameter.numel() for parameter in head.parameters())
-        self.threads = 1 if weights * images.task.options.images_a_step < SMALL_STEP else None
+        self.threads = None if images.light_head is None else 1
 
     def _rest(self, features: Tensor) -> Tensor:
         return self.head(features).flatten(1)
 
 
 def shortened(
-    net: nn.Module, head: nn.Module, images: ImageFeed, *, phase: Phase, directory: Path, tick: Tick
+    net: nn.Module, around: Surroundings, images: ImageFeed, *, phase: Phase, tick: Tick
 ) -> tuple[Feed | None, float]:
     """The short way through `phase` where it pays, and the seconds it took to prepare; what it saves, or why not, is logged.
 
     With nothing but the head learning it is the head alone, else the net from its first learning module on (`prefix`). What is
-    computed once is stored in `directory`, and taken from there where a stopped run has left it.
+    computed once is stored in `around.features`, and taken from there where a stopped run has left it.
     """
     name, started_s = title_of(phase), time.perf_counter()
     reason = _long_way(net, images, phase)
     feed: FeatureFeed | PrefixFeed | None = None
     if not reason:
-        shelf = _shelf(net, images, phase, directory)
+        shelf = _shelf(net, images, phase, around.features)
         try:
-            short = feature_feed(net, head, images, shelf, tick) if phase.depth == 0 else prefix_feed(net, images, shelf, tick)
+            short = (
+                feature_feed(net, around.head, images, shelf, tick)
+                if phase.depth == 0
+                else prefix_feed(net, images, shelf, tick)
+            )
         finally:
             shelf.discard()
         feed, reason = (None, short) if isinstance(short, str) else (short, "")
@@ -77,15 +77,23 @@ def shortened(
     _say(
         f"{name}: {feed.what} {'taken up again' if feed.was_stored else 'computed once'}, {seconds:.1f} s and "
         f"{feed.num_bytes / 2**20:.1f} MiB; "
-        f"a pass like it is saved in each of {phase.epochs} epochs."
+        f"{_saving(images, phase)}."
     )
     return feed, seconds
 
 
+def _saving(images: ImageFeed, phase: Phase) -> str:
+    if images.num_views == 1:
+        return f"a pass like it is saved in each of {phase.epochs} epochs"
+    return f"all {images.num_views} views of each image, instead of a pass in each of {phase.epochs} epochs"
+
+
 def _long_way(net: nn.Module, images: ImageFeed, phase: Phase) -> str:
     """Why nothing can be computed once; empty where it can."""
-    if not images.is_steady:
+    if not images.num_views:
         return "augmentation shows other images each time"
+    if images.num_views > 1 and phase.epochs <= images.num_views:
+        return f"with {images.num_views} views of each image none is seen twice"
     if phase.depth < 0:
         return "all of it learns"
     if phase.depth > 0 and phase.epochs == 1:
@@ -110,7 +118,8 @@ def _shelf(net: nn.Module, images: ImageFeed, phase: Phase, directory: Path) -> 
     autocast = torch.is_autocast_enabled(images.device.type)
     facts = (phase, images.layout, images.task.options.images_a_step, images.device.type, autocast)
     key = secrets.token_hex() if is_sharded(net) else key_of(net, *facts)
-    return Shelf(directory / name, key=key, counts={"train": len(images.task.train), "val": len(images.task.val)})
+    counts: dict[Split, int] = {"train": images.num_views * len(images.task.train), "val": len(images.task.val)}
+    return Shelf(directory / name, key=key, counts=counts)
 
 
 def feature_feed(net: nn.Module, head: nn.Module, images: ImageFeed, shelf: Shelf, tick: Tick) -> FeatureFeed | str:
@@ -120,19 +129,17 @@ def feature_feed(net: nn.Module, head: nn.Module, images: ImageFeed, shelf: Shel
     """
     if (stored := shelf.stored()) is not None:
         return FeatureFeed(head, images, stored, was_stored=True)
-    inexact = "what the head gives is not what the net gives"
     with torch.no_grad(), captured(head) as taken:
-        passes: tuple[tuple[Callable[[Indices], Tensor], Split], ...] = ((images.steady, "train"), (images.validate, "val"))
-        for forward, split in passes:
-            for number, batch in enumerate(images.all_batches(split)):
-                tick()
-                taken.clear()
-                logits_NK = forward(batch)
-                if len(taken) != 1:
-                    return inexact
-                if number == 0 and not torch.equal(head(taken[0]).flatten(1), logits_NK):
-                    return inexact
-                if number == 0 and not shelf.fits(taken[0]):
-                    return "the disk has no room for the features"
-                shelf.put(split, taken[0])
+        for split, logits_NK in every_row(images, taken, tick):
+            if len(taken) != 1 or (not shelf.begun and not torch.equal(_answer(head, taken[0], images), logits_NK)):
+                return "what the head gives is not what the net gives"
+            if not shelf.begun and not shelf.fits(taken[0]):
+                return "the disk has no room for the features"
+            shelf.put(split, taken[0])
     return FeatureFeed(head, images, shelf.close())
+
+
+def _answer(head: nn.Module, features: Tensor, images: ImageFeed) -> Tensor:
+    """logits_NK of the head, on as many threads as it has within the net."""
+    with num_threads(None if images.light_head is None else 1):
+        return head(features).flatten(1)

@@ -5,7 +5,8 @@ Pixels stay uint8 until they are on the device; a step asks the device for nothi
 Shapes: N samples, C channels, H height, W width (pixels), K classes.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,6 +19,7 @@ from toolkit.training import processes
 from toolkit.training.loss import Targets
 from toolkit.training.mixing import mix
 from toolkit.training.options import FitOptions
+from toolkit.training.schedule import Phase
 from toolkit.training.source import source_of
 from toolkit.training.transfer import Indices, indices, sent
 
@@ -32,6 +34,11 @@ class Moment:
 
 
 Split = Literal["train", "val"]
+SMALL_STEP = 1 << 25
+"""Multiply-adds below which a head's step runs on one thread: a second one gains nothing there, and where other programs
+compete for the cores, waiting for it was measured to cost 24 to 96 ms a step instead of 1. That holds on features computed once
+and on the long way alike: the number of threads shows in the last bits."""
+
 Tick = Callable[[], None]
 """Called before each batch of a long pass; raises to leave it."""
 
@@ -80,37 +87,51 @@ class Feed(Protocol):
 
 
 class ImageFeed:
-    """Images through the whole net; augmented and mixed where `augment` is set."""
+    """Images through the whole net; augmented and mixed, shown in a fixed number of views, or as they are: as `phase` says."""
 
     steps_per_call = 1
     threads: int | None = None
 
     def __init__(
-        self, net: Callable[[Tensor], Tensor], task: Task, *, device: torch.device, channels_last: bool, augment: bool
+        self,
+        net: Callable[[Tensor], Tensor],
+        task: Task,
+        *,
+        device: torch.device,
+        channels_last: bool,
+        phase: Phase,
+        head: nn.Module | None = None,
     ) -> None:
         self.net, self.task, self.device = net, task, device
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.normalise = Normalise(task.preprocessing).to(device)
         self.sources = {"train": source_of(task.train, device), "val": source_of(task.val, device)}
         self.train_targets_N = sent(task.train.targets_N, device)
-        self.augment = Augment(task.options.augment).to(device) if augment and task.options.augment is not None else None
-        self.mixing = augment and max(task.options.mixup, task.options.cutmix) > 0
+        varied = task.options.augment if phase.augment else None
+        self.augment = None if varied is None else Augment(varied).to(device)
+        self.mixing = phase.augment and not phase.views and max(task.options.mixup, task.options.cutmix) > 0
+        self.num_views = phase.views if self.augment is not None else 0 if self.mixing else 1
         self.teacher_NK: Tensor | None = None
-
-    @property
-    def is_steady(self) -> bool:
-        """Whether an image looks the same every time."""
-        return self.augment is None and not self.mixing
+        weights = 0 if head is None else sum(parameter.numel() for parameter in head.parameters())
+        small = phase.depth == 0 and weights * task.options.images_a_step < SMALL_STEP
+        self.light_head = head if small else None
 
     def remember_teacher(self, tick: Tick) -> None:
-        """Where the images stay the same, ask the teacher about each of them once."""
-        if self.task.teacher is None or not self.is_steady:
+        """Where each image is seen in a fixed number of views, ask the teacher about each of them once."""
+        if self.task.teacher is None or not self.num_views:
             return
         answers = []
-        for batch in self.all_batches("train"):
-            tick()
-            answers.append(self._ask(self.sources["train"].take(batch).float()))
+        for view in range(self.num_views):
+            for batch in self.all_batches("train"):
+                tick()
+                answers.append(self._ask(self._varied(batch, view).float()))
         self.teacher_NK = torch.cat(answers)
+
+    def rows(self, batch: Indices, moment: Moment) -> Tensor:
+        """Where `batch` lies at `moment` among all views of all training images, one view after the other."""
+        if self.num_views == 1:
+            return batch.here_N
+        return batch.here_N + moment.epoch % self.num_views * len(self.train_targets_N)
 
     def all_batches(self, split: Split) -> list[Indices]:
         """Every sample of `split` once, in order, in batches that are fetched ahead."""
@@ -123,10 +144,8 @@ class ImageFeed:
         self.sources[split].expect(batches)
 
     def compose(self, batch: Indices, *, moment: Moment) -> tuple[Tensor, Targets]:
-        images_NCHW = self.sources["train"].take(batch)
+        images_NCHW = self._varied(batch, moment.epoch % self.num_views if self.num_views else moment.epoch)
         targets = Targets(self.train_targets_N[batch.here_N])
-        if self.augment is not None:
-            images_NCHW = self.augment(images_NCHW, draws_NK=draws_NK(batch.here_N, seed=moment.seed, epoch=moment.epoch))
         if self.mixing:
             options = self.task.options
             draw = (moment.seed, moment.step, processes.rank())
@@ -135,33 +154,56 @@ class ImageFeed:
 
     def train(self, batch: Indices, *, moment: Moment) -> Batch:
         images_NCHW, targets = self.compose(batch, moment=moment)
-        return Batch(self._forward(images_NCHW), targets, self._teacher(images_NCHW, batch))
+        return Batch(self._forward(images_NCHW), targets, self._teacher(images_NCHW, batch, moment))
 
     def validate(self, batch: Indices) -> Tensor:
         return self._forward(self.sources["val"].take(batch).float())
 
-    def steady(self, batch: Indices) -> Tensor:
-        """logits_NK of unaugmented training images."""
-        return self._forward(self.sources["train"].take(batch).float())
+    def of_view(self, batch: Indices, view: int) -> Tensor:
+        """logits_NK of training images in one of their views."""
+        return self._forward(self._varied(batch, view).float())
 
     def sample(self, split: Split) -> Tensor:
         """The first image of `split` (1, C, H, W), unaugmented."""
         (batch,) = indices([torch.tensor([0])], self.device)
         return self.sources[split].take(batch).float()
 
-    def _teacher(self, images_NCHW: Tensor, batch: Indices) -> Tensor | None:
+    def _varied(self, batch: Indices, epoch: int) -> Tensor:
+        """The training images `batch` as they look in the epoch, or view, `epoch`."""
+        images_NCHW = self.sources["train"].take(batch)
+        if self.augment is None:
+            return images_NCHW
+        return self.augment(images_NCHW, draws_NK=draws_NK(batch.here_N, seed=self.task.options.seed, epoch=epoch))
+
+    def _teacher(self, images_NCHW: Tensor, batch: Indices, moment: Moment) -> Tensor | None:
         """The teacher's logits_NK of a training batch, remembered ones where there are; None without a teacher."""
         if self.task.teacher is None:
             return None
-        return self._ask(images_NCHW) if self.teacher_NK is None else self.teacher_NK[batch.here_N]
+        return self._ask(images_NCHW) if self.teacher_NK is None else self.teacher_NK[self.rows(batch, moment)]
 
     def _forward(self, images_NCHW: Tensor) -> Tensor:
         return self.through(self.net, images_NCHW)
 
     def through(self, net: Callable[[Tensor], Tensor], images_NCHW: Tensor) -> Tensor:
         """The logits_NK that `net` gives for images, normalised and laid out as the phase has them."""
-        found = net(self.normalise(images_NCHW).contiguous(memory_format=self.layout))
+        with self._lightly():
+            found = net(self.normalise(images_NCHW).contiguous(memory_format=self.layout))
         return found if isinstance(found, Tensor) else found[0]  # GoogLeNet and Inception add auxiliary logits in training
+
+    @contextlib.contextmanager
+    def _lightly(self) -> Iterator[None]:
+        """Let a light head run on one thread; where gradients are wanted, what is left of the step too."""
+        if self.light_head is None:
+            yield
+            return
+        before = torch.get_num_threads()
+        handle = self.light_head.register_forward_pre_hook(lambda _module, _inputs: torch.set_num_threads(1))
+        try:
+            yield
+        finally:
+            handle.remove()
+            if not torch.is_grad_enabled():
+                torch.set_num_threads(before)
 
     def _ask(self, images_NCHW: Tensor) -> Tensor:
         assert self.task.teacher is not None

@@ -154,8 +154,9 @@ class Learner(LightningModule):
         done = self.course.epoch * self._num_batches + self.course.batch
         self.around.progress.phase(phase, num_steps=phase.epochs * self._num_batches, done=done)
         self._begin_epoch(None)
+        head = None if spec.compile is True else self.around.head
         self._images = ImageFeed(
-            self._call, self.task, device=self.device, channels_last=spec.channels_last is True, augment=phase.augment
+            self._call, self.task, device=self.device, channels_last=spec.channels_last is True, phase=phase, head=head
         )
         self._feed: Feed = self._features(self._images) or self._images
         self._feed.expect(self._batches[self.course.batch :], split="train")
@@ -186,8 +187,7 @@ class Learner(LightningModule):
             images.remember_teacher(self._tick)
             if not self.around.spec.cache_features:
                 return None
-            where = self.around.features
-            feed, seconds = shortened(self.net, self.around.head, images, phase=self._phase, directory=where, tick=self._tick)
+            feed, seconds = shortened(self.net, self.around, images, phase=self._phase, tick=self._tick)
         if seconds:
             self.course.notes["feature_seconds"] = seconds
         return feed
@@ -197,7 +197,7 @@ class Learner(LightningModule):
         size, place = options.images_a_step, processes.place()
         batches_N = epoch_batches(len(train), batch_size=size, seed=options.seed, epoch=epoch, shards=train.shards, **place)
         self._batches = indices(batches_N, self.device)
-        self._tally = Tally(self.course.tally, device=self.device, together=self._sharded)
+        self._tally = Tally(self.course.tally, device=self.device)
         if feed is not None:
             feed.expect(self._batches, split="train")
 
@@ -212,10 +212,10 @@ class Learner(LightningModule):
         with self._autocast():
             batch = self._feed.train(self._batches[course.batch], moment=moment)
         terms_T, weights_T = self._objective(batch.logits_NK, batch.targets, batch.teacher_NK)
-        weight = weights_T[0].clone()
-        processes.sum_in_place([weights_T])
+        told_T, right = terms_T.detach().clone(), (batch.logits_NK.argmax(1) == batch.targets.first_N).sum().to(weights_T)
+        processes.sum_in_place([weights_T, told_T, right])
         loss = (terms_T / weights_T).sum()  # this process's part of the batch's mean loss
-        self._tally.add(loss.detach() * weights_T[0], weight, (batch.logits_NK.argmax(1) == batch.targets.first_N).sum())
+        self._tally.add((told_T / weights_T).sum() * weights_T[0], weights_T[0], right)
         loss.backward()
         gradients = locals_of(p.grad for p in self._learning if p.grad is not None)
         if not self._sharded:
@@ -252,7 +252,7 @@ class Learner(LightningModule):
             found = scores(self._validate(), self.task.val.targets_N)
             if self.course.is_best(found, self.task.options.monitor):
                 self.course.best = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
-        self.course.tally = self._tally.total()
+        self.course.tally = self._tally.so_far()
         count = min(len(self.task.train), self._num_batches * self.task.options.images_a_step)
         self._clock()
         return self.course.record(found, lr=max(group["lr"] for group in self._optimiser.param_groups), count=count)

@@ -11,8 +11,9 @@ Shapes: N samples, C channels, H height, W width, K classes.
 """
 
 import contextlib
+import functools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,11 +85,11 @@ class KeptFeed:
         """Nothing to prepare: all of them lie on the device."""
 
     def compose(self, batch: Indices, *, moment: Moment) -> tuple[Tensor, Targets]:
-        return self.train_features[batch.here_N], Targets(self.train_targets_N[batch.here_N])
+        return self.train_features[self.images.rows(batch, moment)], Targets(self.train_targets_N[batch.here_N])
 
     def train(self, batch: Indices, *, moment: Moment) -> Batch:
         features, targets = self.compose(batch, moment=moment)
-        teacher_NK = None if self.images.teacher_NK is None else self.images.teacher_NK[batch.here_N]
+        teacher_NK = None if self.images.teacher_NK is None else self.images.teacher_NK[self.images.rows(batch, moment)]
         return Batch(self._rest(features), targets, teacher_NK)
 
     def validate(self, batch: Indices) -> Tensor:
@@ -174,22 +175,29 @@ def prefix_feed(net: nn.Module, images: ImageFeed, shelf: Shelf, tick: Tick) -> 
 
 
 def _captured_feed(net: nn.Module, images: ImageFeed, boundary: Boundary, shelf: Shelf, tick: Tick) -> PrefixFeed | str:
-    splits: tuple[Split, ...] = ("train", "val")
     with captured(boundary.entry) as taken:
-        for split in splits:
-            for number, batch in enumerate(images.all_batches(split)):
-                tick()
-                taken.clear()
-                logits_NK = images.validate(batch) if split == "val" else images.steady(batch)
-                if len(taken) != 1:
-                    return f"{boundary.name} is called more than once"
-                if number == 0 and split == "train":
-                    if not _has_room(taken[0], images, shelf):
-                        return f"there is no room for what {boundary.name} is given"
-                    if not _same(net, images, boundary, taken[0], logits_NK):
-                        return f"what follows {boundary.name} does not depend on its input alone"
-                shelf.put(split, taken[0])
+        for split, logits_NK in every_row(images, taken, tick):
+            if len(taken) != 1:
+                return f"{boundary.name} is called more than once"
+            if not shelf.begun:
+                if not _has_room(taken[0], images, shelf):
+                    return f"there is no room for what {boundary.name} is given"
+                if not _same(net, images, boundary, taken[0], logits_NK):
+                    return f"what follows {boundary.name} does not depend on its input alone"
+            shelf.put(split, taken[0])
     return PrefixFeed(net, images, boundary, shelf.close())
+
+
+def every_row(images: ImageFeed, taken: list[Tensor], tick: Tick) -> Iterator[tuple[Split, Tensor]]:
+    """Show every view of the training images and then the validation images to the net; `taken` holds the present batch's."""
+    passes: list[tuple[Split, Callable[[Indices], Tensor]]] = [
+        ("train", functools.partial(images.of_view, view=view)) for view in range(images.num_views)
+    ]
+    for split, forward in [*passes, ("val", images.validate)]:
+        for batch in images.all_batches(split):
+            tick()
+            taken.clear()
+            yield split, forward(batch)
 
 
 def _has_room(features: Tensor, images: ImageFeed, shelf: Shelf) -> bool:

@@ -19,7 +19,8 @@ class Phase:
     `depth`: 0 trains the head alone, k also the last k stages below it, -1 everything. `lr` is the head's peak learning
     rate; each stage further from the head takes `lr_decay` times the rate of the one above. `warmup` is the share of the
     phase's steps over which the rate rises linearly; then it falls to zero by a half cosine. `augment=False` shows the
-    images as they are (no augmentation, mixup or cutmix), which lets a phase compute once what its frozen part gives.
+    images as they are (no augmentation, mixup or cutmix), which lets a phase compute once what its frozen part gives. So does
+    a fixed number of `views`: each image is varied in so many ways, in turn by epoch, and not mixed (0: anew every epoch).
     """
 
     depth: int
@@ -28,8 +29,11 @@ class Phase:
     lr_decay: float = 1.0
     warmup: float = 0.1
     augment: bool = True
+    views: int = 0
 
     def __post_init__(self) -> None:
+        if self.views < 0 or (self.views and not self.augment):
+            raise UsageError(f"views is {self.views} with augment={self.augment}; use 0, or a number of augmented views")
         if self.depth < -1:
             raise UsageError(f"depth is {self.depth}; use 0 for the head, k for the last k stages too, -1 for all")
         if self.epochs < 1:
@@ -58,9 +62,9 @@ class Schedule:
         return sum(phase.epochs for phase in self.phases)
 
 
-def linear_probe(*, epochs: int = 40, lr: float = 3e-3, warmup: float = 0.1) -> Schedule:
-    """Train the head alone, on unaugmented images: seconds once the features are computed."""
-    return Schedule("linear_probe", (Phase(0, epochs, lr, warmup=warmup, augment=False),))
+def linear_probe(*, epochs: int = 40, lr: float = 3e-3, warmup: float = 0.1, views: int = 0) -> Schedule:
+    """Train the head alone, on unaugmented images or so many augmented views: seconds once the features are computed."""
+    return Schedule("linear_probe", (Phase(0, epochs, lr, warmup=warmup, augment=views > 0, views=views),))
 
 
 def gradual(
@@ -71,10 +75,11 @@ def gradual(
     depths: Sequence[int] = (2, -1),
     head_epochs: int = 30,
     head_lr: float = 3e-3,
+    head_views: int = 0,
     warmup: float = 0.1,
 ) -> Schedule:
     """Train the head, then unfreeze by stage: one phase of `epochs` for each of `depths`, each gentler below the head."""
-    head = Phase(0, head_epochs, head_lr, warmup=warmup, augment=False)
+    head = Phase(0, head_epochs, head_lr, warmup=warmup, augment=head_views > 0, views=head_views)
     return Schedule("gradual", (head, *(Phase(depth, epochs, lr, lr_decay, warmup) for depth in depths)))
 
 

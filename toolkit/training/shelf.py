@@ -46,6 +46,11 @@ class Shelf:
         except (OSError, SafetensorError, KeyError):
             return None
 
+    @property
+    def begun(self) -> bool:
+        """Whether a row has been put."""
+        return bool(self._rows)
+
     def fits(self, features: Tensor) -> bool:
         """Whether the disk takes a row like those of `features` (N, ...) for every sample."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
