@@ -79,7 +79,7 @@ def test_both_pages_render_without_console_messages_and_fit_a_phone(
     pages = [write_drift(report, arrived(), tmp_path / "drift.html"), watched(store, bundle, tmp_path)]
     for number, page in enumerate(pages):
         picture = tmp_path / f"phone{number}.png"
-        log = browse(page, "--window-size=500,9000", f"--screenshot={picture}")
+        _, log = browse(page, "--window-size=500,9000", f"--screenshot={picture}")
         assert [line for line in log.splitlines() if ":CONSOLE:" in line] == []
         inked = (np.asarray(Image.open(picture).convert("L")) < 250).any(axis=0)
         assert inked[20:-20].any()
