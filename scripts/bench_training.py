@@ -1,6 +1,6 @@
 """How fast training is: ours against a hand-written PyTorch loop and against Lightning out of the box, in turns.
 
-    python scripts/bench_training.py [--rounds 5] [--only loop,resnet,probe,stage,optimiser,elpv]
+    python scripts/bench_training.py [--rounds 5] [--only loop,resnet,memory,probe,stage,optimiser,elpv]
 
 The hand-written loop runs twice (A/A): what its two runs differ by is the noise. Writes docs/bench/training.json and a table of
 docs/training.md.
@@ -8,6 +8,7 @@ docs/training.md.
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from toolkit.bundle import Preprocessing
 from toolkit.data import load_pixels
 from toolkit.data.digits import digits
 from toolkit.training import TrainerSpec
+from toolkit.training.allocator import kept_memory
 from toolkit.training.average import Average
 
 DIGITS = Preprocessing(size_px=(8, 8), colour="L", mean=(0.5,), std=(0.5,))
@@ -79,6 +81,30 @@ def resnet(rounds: int) -> list[dict[str, Any]]:
         row("ResNet-18, 96 px: hand-written loop against itself (A/A)", times, "hand", "again", None, **facts),
         row("ResNet-18, 96 px, validation included, against the hand-written loop", times, "ours", "hand", 0.98, **facts),
     ]
+
+
+def memory(rounds: int) -> list[dict[str, Any]]:
+    """A step with what the last one freed kept in the process, or gone back to the system."""
+    found = []
+    for name, px in (("resnet18", 96), ("efficientnet_b0", 192)):
+        net = getattr(torchvision.models, name)(num_classes=10).to(memory_format=torch.channels_last)
+        optimiser = torch.optim.AdamW(net.parameters(), fused=True)
+        images_NCHW = torch.randn(32, 3, px, px).to(memory_format=torch.channels_last)
+
+        def step(net: nn.Module = net, optimiser: Any = optimiser, images_NCHW: Tensor = images_NCHW) -> None:
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(images_NCHW), torch.arange(32) % 10).backward()
+            optimiser.step()
+
+        def seconds(around: Callable[[], Any], step: Callable[[], None] = step) -> float:
+            with around():
+                step()
+                return timed(lambda: [step() for _ in range(3)])
+
+        times = in_turns({"kept": partial(seconds, kept_memory), "usual": partial(seconds, nullcontext)}, rounds=rounds)
+        what = f"{name}, {px} px, a step with freed memory kept against the usual"
+        found.append(row(what, times, "kept", "usual", None, per=3 * 32, unit="images/s"))
+    return found
 
 
 def probe(rounds: int) -> list[dict[str, Any]]:
@@ -186,7 +212,15 @@ def end_to_end(rounds: int) -> list[dict[str, Any]]:
     return [row(f"{what} out of the box", times, "ours", "lightning", None, per=60, unit="runs/min")]
 
 
-SECTIONS = {"loop": loop, "resnet": resnet, "probe": probe, "stage": last_stage, "optimiser": optimiser, "elpv": end_to_end}
+SECTIONS = {
+    "loop": loop,
+    "resnet": resnet,
+    "memory": memory,
+    "probe": probe,
+    "stage": last_stage,
+    "optimiser": optimiser,
+    "elpv": end_to_end,
+}
 
 if __name__ == "__main__":
     main("training", SECTIONS, page="training.md", purpose=__doc__)

@@ -46,8 +46,12 @@ def test_charts_share_no_id_and_refer_to_their_own(family: Family) -> None:
 def test_marks_tell_the_values_that_stand_in_the_tables(family: Family) -> None:
     page = page_of(family)
     assert "<title>sound, answered cracked: 10 images, 6.7% of sound</title>" in page
-    assert "<title>300 images, 97.0% sure on average, 90.0% right</title>" in page
+    assert "<title>confidence 0.93 to 1.00: 300 images, 97.0% sure on average, 90.0% right</title>" in page
     assert "Accuracy, mono: 90.0% to 84.0%: −6.0 pp (−10.0 … −2.0)" in page
+    rows = set(re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td></tr>", page))
+    told = re.findall(r"<title>([^<]*): ([^<]*)</title>", page.partition("<body>")[2])
+    assert len(told) > 10
+    assert {f"{what}: {value}" for what, value in rows} >= {f"{what}: {value}" for what, value in told}
 
 
 def test_thresholds_stand_at_those_in_use_with_their_figures(family: Family) -> None:

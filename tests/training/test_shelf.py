@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toolkit.training import FitOptions, Phase, Schedule, TrainerSpec, shelf
+from toolkit.training.learner import Learner
 from toolkit.training.shelf import Shelf, key_of
 
 OPTIONS = FitOptions(batch_size=16)
@@ -104,6 +105,27 @@ def test_a_killed_run_takes_up_what_it_had_computed(depth: int, toy: Any, run: A
         assert torch.equal(resumed.state_dict()[name], tensor), name
     assert not (run_dir / "features").exists()
     assert not (tmp_path / "whole" / "features").exists()
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_new_run_takes_up_nothing_of_one_that_ended_before_its_first_checkpoint(
+    depth: int, toy: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = Schedule("s", (Phase(depth, 3, 2e-3, augment=False),))
+
+    def fail(*_: object) -> None:
+        raise ValueError("planted")
+
+    monkeypatch.setattr(Learner, "training_step", fail)
+    with pytest.raises(ValueError, match="planted"):
+        run(toy.net(), schedule=schedule, run_dir=tmp_path / "run", train=toy.pixels(100, seed=5))
+    monkeypatch.undo()
+    assert list((tmp_path / "run" / "features").glob("*.safetensors"))
+    found, clean = toy.net(), toy.net()
+    run(found, schedule=schedule, run_dir=tmp_path / "run")
+    run(clean, schedule=schedule, run_dir=tmp_path / "clean")
+    for name, tensor in clean.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize("depth", [0, 1])

@@ -67,7 +67,7 @@ def spread_figure(samples: Sequence[tuple[str, Sequence[float]]], *, batch: int)
         axes.step(ordered, share, where="post", label=name, color=_colour(index), linestyle=DASHES[index % len(DASHES)])
         for percent in TOLD_PERCENT:
             value = float(np.quantile(ordered, percent / 100, method="inverted_cdf"))
-            marks.point(axes, value, percent / 100, f"{name}: {percent}% of the calls took at most {value:.3g} ms")
+            marks.point(axes, value, percent / 100, f"{name}, {percent}% of the calls", f"at most {value:.3g} ms")
     low, high = min(min(times) for _, times in samples), max(max(times) for _, times in samples)
     axes.set(ylim=(0, 1.02), xlabel="milliseconds a call", ylabel="share of calls")
     if high / low > FAR_APART:
@@ -94,8 +94,8 @@ def accuracy_figure(runs: Sequence[Run]) -> Markup:
         low, high = run.measurements["accuracy"].interval or (percent / 100,) * 2
         axes.plot([value, value], [100 * low, 100 * high], color=colour, linewidth=1, alpha=0.45)
         axes.plot(value, percent, marker=marker, markersize=6.5, linestyle="", color=colour)
-        said = f"{run.runner}, batch {run.batch}: {value:.3g} ms an image, {percent:.1f}% right"
-        marks.point(axes, value, percent, f"{said} ({100 * low:.1f} to {100 * high:.1f}%)")
+        said = f"{value:.3g} ms an image, {percent:.1f}% right ({100 * low:.1f} to {100 * high:.1f}%)"
+        marks.point(axes, value, percent, f"{run.runner}, batch {run.batch}", said)
     for index, name in enumerate(names):
         axes.plot([], [], color=_colour(index), linewidth=3, label=name)
     for marker, batch in zip(MARKERS, batches, strict=False):

@@ -57,18 +57,24 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 class Marks(dict[str, dict[str, str]]):
-    """What the marks of one figure say: `tip` is shown to who points at it, other names become `data-` attributes."""
+    """What the marks of one figure say, shown to who points at them and as a table; other names become `data-` attributes."""
 
-    def add(self, artist: Artist, tip: str = "", **data: str) -> None:
-        """Let `artist` say `tip` and carry `data`."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: dict[str, str] = {}
+
+    def add(self, artist: Artist, what: str = "", value: str = "", **data: str) -> None:
+        """Let `artist` say `value` of `what`, and carry `data`."""
         name = f"mark{len(self)}"
         artist.set_gid(name)
-        self[name] = {**({"tip": tip} if tip else {}), **data}
+        self[name] = {**({"tip": f"{what}: {value}"} if what else {}), **data}
+        if what:
+            self.table[what] = value
 
-    def point(self, axes: Axes, x: float, y: float, tip: str = "", **data: str) -> None:
+    def point(self, axes: Axes, x: float, y: float, what: str, value: str) -> None:
         """Put an unseen mark, large enough for a finger, on (x, y) of `axes`."""
         (dot,) = axes.plot([x], [y], marker="o", markersize=13, color="none", linestyle="")
-        self.add(dot, tip, **data)
+        self.add(dot, what, value)
 
 
 def blank_figure(width: float, height: float, *, rows: int = 1, heights: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
@@ -93,21 +99,30 @@ def svg_bytes(figure: Figure) -> bytes:
 def inline_svg(figure: Figure, *, name: str, alt: str, marks: Marks | None = None) -> Markup:
     """The figure as an SVG element for a page on which no other chart has this `name`; `alt` tells what it shows.
 
-    A mark's tip stands in it as a `<title>`, which browsers show by themselves; the page's script shows it sooner.
+    A mark's tip stands in it as a `<title>`, which browsers show by themselves; the page's script shows it sooner. Below the
+    figure follows the table of what its marks say, folded.
     """
+    marks = marks or Marks()
     root = ElementTree.fromstring(svg_bytes(figure))
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag in (f"{SVG}metadata", f"{SVG}style") or (not len(child) and child.tag == f"{SVG}defs"):
                 parent.remove(child)
     for element in root.iter():
-        _describe(element, (marks or {}).get(element.get("id", "")))
+        _describe(element, marks.get(element.get("id", "")))
         _prefix(element, name)
     box = root.get("viewBox", "0 0 1 1").split()
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
     root.attrib |= {"class": "plot", "role": "img", "aria-label": alt, "style": f"max-width:{float(box[2]) * 4 / 3:.0f}px"}
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
+    return Markup(ElementTree.tostring(root, encoding="unicode")) + _numbers(marks.table)
+
+
+def _numbers(table: dict[str, str]) -> Markup:
+    row = Markup("<tr><td>{}</td><td>{}</td></tr>")
+    rows = Markup("").join(row.format(what, value) for what, value in table.items())
+    folded = Markup('<details class="numbers"><summary>The numbers</summary><table><tbody>{}</tbody></table></details>')
+    return folded.format(rows) if table else Markup("")
 
 
 def _describe(element: ElementTree.Element, said: dict[str, str] | None) -> None:

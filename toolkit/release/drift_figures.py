@@ -23,8 +23,8 @@ def histogram_figure(shares: Mapping[str, Sequence[float]], *, name: str) -> Mar
         axes.stairs(values, edges, color=colour, linewidth=1.4, label=label, linestyle="--" if side == "reference" else "-")
     marks = Marks()
     for low, high, before, now in zip(edges[:-1], edges[1:], shares["reference"], shares["new"], strict=True):
-        said = f"{name} {low:.3g} to {high:.3g}: {100 * before:.1f}% of the reference, {100 * now:.1f}% of the new images"
-        marks.add(axes.axvspan(low, high, color="none"), said)
+        said = f"{100 * before:.1f}% of the reference, {100 * now:.1f}% of the new images"
+        marks.add(axes.axvspan(low, high, color="none"), f"{name} {low:.3g} to {high:.3g}", said)
     highest = 100 * max(max(shares["reference"]), max(shares["new"]), 1e-3)
     axes.set(xlabel=name.lower(), ylabel="% of images", ylim=(0, 1.35 * highest))
     axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
@@ -63,7 +63,7 @@ def evidence_figure(points: Sequence[Mapping[str, Any]], *, alarm_at: float, tit
             axes.plot(seen, shown, color=COLOURS[index], linestyle=DASHES[index], marker=marker, linewidth=1.5, label=title)
             for samples, value, height in zip(seen, values, shown, strict=True):
                 if value is not None:
-                    marks.point(axes, samples, height, f"{title}, after {samples:,} samples: evidence 10^{value:.2f}")
+                    marks.point(axes, samples, height, f"{title}, after {samples:,} samples", f"evidence 10^{value:.2f}")
     axes.axhline(alarm_at, color=WORSE, linewidth=1)
     axes.annotate("alarm", (0.005, alarm_at), xycoords=("axes fraction", "data"), va="bottom", color=WORSE, fontsize=8)
     axes.set(xlabel="samples", ylabel="evidence, log10")
@@ -85,8 +85,8 @@ def shares_figure(points: Sequence[Mapping[str, Any]], *, labels: Sequence[str],
     for index, k in enumerate(order):
         axes.plot(seen, shares[:, k], color=COLOURS[index], marker="o", markersize=2.5, linewidth=1.2, label=labels[k])
         for samples, share in zip(seen, shares[:, k], strict=True):
-            said = f"{labels[k]}: {share:.1f}% of the batch that ends at {samples:,} samples"
-            marks.point(axes, samples, share, f"{said}; {100 * reference[k] / total:.1f}% in the reference")
+            said = f"{share:.1f}% of the batch, {100 * reference[k] / total:.1f}% in the reference"
+            marks.point(axes, samples, share, f"{labels[k]}, after {samples:,} samples", said)
         axes.axhline(100 * reference[k] / total, color=COLOURS[index], linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set(xlabel="samples", ylabel="% of a batch's answers", ylim=(0, 100))
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))

@@ -30,9 +30,10 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]], *, side: str, ece: flo
     for one, *drawn in zip(bins, bars, counts, strict=True):
         images = f"{one['count']:,} image{'s' if one['count'] != 1 else ''}"
         said = f"{images}, {100 * one['confidence']:.1f}% sure on average, {100 * one['accuracy']:.1f}% right"
+        what = f"confidence {one['lower']:.2f} to {one['upper']:.2f}"
         for bar in drawn:
-            marks.add(bar, said)
-        marks.point(top, one["confidence"], one["accuracy"], said)
+            marks.add(bar, what, said)
+        marks.point(top, one["confidence"], one["accuracy"], what, said)
     top.set(xlim=(start, 1.0), ylim=(0, 1.02), ylabel="share right")
     bottom.set(xlim=(start, 1.0), xlabel="confidence", ylabel="images")
     top.tick_params(labelbottom=False)
@@ -88,8 +89,8 @@ def confusion_figure(counts: Sequence[Sequence[int]], *, labels: Sequence[str], 
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=10 if len(labels) <= 6 else 7)
         if count:
             cell = axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="none", edgecolor="none"))
-            said = f"{truth}, answered {answer}: {count:,} image{'s' if count != 1 else ''}, {100 * share:.1f}% of {truth}"
-            marks.add(cell, said, truth=truth, answer=answer, side=side)
+            said = f"{count:,} image{'s' if count != 1 else ''}, {100 * share:.1f}% of {truth}"
+            marks.add(cell, f"{truth}, answered {answer}", said, truth=truth, answer=answer, side=side)
     _name_labels(axes, labels)
     return inline_svg(figure, name=f"confusion-{title}", alt=f"Confusion matrix of the {title} model", marks=marks)
 
@@ -120,7 +121,7 @@ def change_figure(found: Sequence[Row]) -> Markup:
         (dot,) = axes.plot(100 * change.value, height, marker="o", color=colour, markersize=6)
         said = f"{show_value(row.baseline)} to {show_value(row.candidate)}: {show_value(change)} ({show_interval(change)})"
         for drawn in (line, dot):
-            marks.add(drawn, f"{TITLES.get(row.metric, row.metric)}, {row.name.where}: {said}")
+            marks.add(drawn, f"{TITLES.get(row.metric, row.metric)}, {row.name.where}", said)
     names = [f"{TITLES.get(row.metric, row.metric)} · {row.name.where}" for row in reversed(found)]
     axes.set_yticks(range(len(found)), names)
     axes.axvline(0, color=INK, linewidth=1)

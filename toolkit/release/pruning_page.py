@@ -69,7 +69,7 @@ def channels_figure(channels: Mapping[str, Sequence[int]]) -> Markup:
     outlines = axes.bar(at, full, width=0.9, color="none", edgecolor=OLD, linewidth=0.7, label="before")
     marks = Marks()
     for (name, (before, after)), outline in zip(layers, outlines, strict=True):
-        marks.add(outline, f"{name}: {after:,} of {before:,} channels")
+        marks.add(outline, name, f"{after:,} of {before:,} channels")
     axes.set(ylabel="output channels", xlabel="layers, from the image to the logits")
     if len(layers) <= MAX_BARS:
         axes.set_xticks(at, [name for name, _ in layers], rotation=90, fontsize=6)
@@ -89,7 +89,7 @@ def sensitivity_figure(groups: Sequence[Mapping[str, Any]]) -> Markup:
     bars = axes.bar(at, [one["loss_rise"] for one in shown], width=0.85, color=WORSE, alpha=0.75, linewidth=0)
     marks = Marks()
     for one, bar in zip(shown, bars, strict=True):
-        marks.add(bar, f"{one['group']} ({one['channels']:,} channels): the loss rises by {one['loss_rise']:.4f}")
+        marks.add(bar, f"{one['group']} ({one['channels']:,} channels)", f"the loss rises by {one['loss_rise']:.4f}")
     axes.axhline(0, color=OLD, linewidth=0.8)
     names = [f"{one['group']} ({one['channels']})" for one in shown]
     axes.set_xticks(at, names if len(shown) <= MAX_BARS else [""] * len(shown), rotation=90, fontsize=6)
@@ -109,7 +109,7 @@ def curve_figure(curve: Sequence[Mapping[str, float]], report: Report, *, by: st
         axes.plot([p[by] for p in ordered], [p["accuracy"] for p in ordered], color=OLD, marker="o", markersize=4, label=label)
         for p in ordered:
             said = f"{100 * p['macs']:.0f}% of the MACs, {100 * p['latency']:.0f}% of the latency"
-            marks.point(axes, p[by], p["accuracy"], f"{said}: accuracy {p['accuracy']:.4f} before recovery")
+            marks.point(axes, p[by], p["accuracy"], said, f"accuracy {p['accuracy']:.4f} before recovery")
     share = report.value(quantity)
     points = (
         (1.0, "baseline", "unpruned", "s", OLD),
@@ -122,7 +122,7 @@ def curve_figure(curve: Sequence[Mapping[str, float]], report: Report, *, by: st
         if accuracy is None:  # pruned inside the recovery: there is no net between surgery and recovery
             continue
         axes.plot(x, accuracy, marker=marker, markersize=7, linestyle="", color=colour, label=label)
-        marks.point(axes, x, accuracy, f"{label}: accuracy {accuracy:.4f} at {100 * x:.0f}%")
+        marks.point(axes, x, accuracy, label, f"accuracy {accuracy:.4f} at {100 * x:.0f}%")
     words = {"macs": "share of the multiply-accumulates", "latency": "share of the latency, measured in onnxruntime"}
     axes.set(xlabel=words[by], ylabel="accuracy (validation)")
     axes.set_xlim(left=0)

@@ -116,9 +116,11 @@ def _shelf(net: nn.Module, images: ImageFeed, phase: Phase, directory: Path) -> 
             if other.name != name:
                 other.unlink()
     autocast = torch.is_autocast_enabled(images.device.type)
-    facts = (phase, images.layout, images.task.options.images_a_step, images.device.type, autocast)
+    task, options = images.task, images.task.options
+    facts = (phase, task.preprocessing, options.augment, options.seed, options.images_a_step)
+    facts = (*facts, images.layout, images.device.type, autocast)
     key = secrets.token_hex() if is_sharded(net) else key_of(net, *facts)
-    counts: dict[Split, int] = {"train": images.num_views * len(images.task.train), "val": len(images.task.val)}
+    counts: dict[Split, int] = {"train": images.num_views * len(task.train), "val": len(task.val)}
     return Shelf(directory / name, key=key, counts=counts)
 
 

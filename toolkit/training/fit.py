@@ -229,6 +229,8 @@ def _start_run(run_dir: Path, identity: Mapping[str, str], checkpoints: Checkpoi
         raise UsageError(
             f"{run_dir} already holds a run. Continue it with resume={run_dir}, or give another run_dir (hydra.run.dir=...)."
         )
+    if processes.is_first():
+        shutil.rmtree(run_dir / FEATURES, ignore_errors=True)  # of a run that ended before its first checkpoint
     if processes.rank() == 0:
         write_atomic(run_dir / RUN, json.dumps(identity, indent=1).encode())
 

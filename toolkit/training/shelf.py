@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from toolkit.bundle.atomic import environment_errors
+from toolkit.training import processes
 from toolkit.training.feed import Split
 
 FORMATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
@@ -52,9 +53,10 @@ class Shelf:
         return bool(self._rows)
 
     def fits(self, features: Tensor) -> bool:
-        """Whether the disk takes a row like those of `features` (N, ...) for every sample."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        wanted = sum(self.counts.values()) * features.nbytes // len(features)
+        """Whether the disk takes a row like those of `features` (N, ...) for every sample, from each process."""
+        with environment_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        wanted = processes.world_size() * sum(self.counts.values()) * features.nbytes // len(features)
         return wanted <= SHARE_OF_DISK * shutil.disk_usage(self.path.parent).free
 
     def put(self, split: Split, features: Tensor) -> None:
@@ -100,7 +102,8 @@ class Shelf:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._partial, "wb") as file:
                 file.write(len(text).to_bytes(8, "little") + text)
-                file.truncate(8 + len(text) + offset)
+                file.flush()
+                _reserve(file.fileno(), 8 + len(text) + offset)
             begin = 8 + len(text)
             for split, count in self.counts.items():
                 self._rows[split] = np.memmap(self._partial, np.uint8, "r+", offset=begin, shape=(count, row_bytes))
@@ -119,6 +122,14 @@ def key_of(net: nn.Module, *facts: object) -> str:
             if tensor.numel():
                 digest.update(_bytes(tensor.detach().cpu().unsqueeze(0)).tobytes())
     return digest.hexdigest()
+
+
+def _reserve(descriptor: int, num_bytes: int) -> None:
+    """Make room on the disk now, where the system can: a mapping that finds it full later ends the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    else:
+        os.ftruncate(descriptor, num_bytes)
 
 
 def _layout(features: Tensor) -> str:
