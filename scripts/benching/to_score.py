@@ -52,7 +52,7 @@ def _ours(net: nn.Module, data: ImageSet) -> Curve:
 
     class Stamp(_Quiet):
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-            curve.append((clock() - started, metrics["val_balanced_accuracy"]))
+            curve.append((clock() - started, metrics["balanced_accuracy"]))
 
     train, val = (load_pixels(data.split(split), SPEC) for split in ("train", "val"))
     phases = (Phase(0, HEAD_EPOCHS, HEAD_LR, augment=False), Phase(-1, EPOCHS, LR, augment=False))

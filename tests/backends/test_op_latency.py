@@ -11,7 +11,7 @@ from toolkit.backends import open_session
 from toolkit.backends.channel_grid import measured_grid
 from toolkit.backends.net_latency import NetClock
 from toolkit.backends.op_graphs import WEIGHT, op_graph
-from toolkit.backends.op_latency import OpTable
+from toolkit.backends.op_latency import OpTable, resident_call
 from toolkit.bundle import Preprocessing
 from toolkit.bundle.machine import cache_directory
 from toolkit.pruning.layers import LayerOp, layer_calls
@@ -69,14 +69,34 @@ def test_a_machine_that_got_slower_is_noticed(tmp_path: Path) -> None:
     assert OpTable(batch=1, threads=1, directory=tmp_path).slowdown([heavy, LINEAR]) > 4
 
 
-@pytest.mark.parametrize(("block", "grid"), [(4, 8), (8, 8), (16, 16)])
-def test_the_grid_is_the_block_the_machine_computes_in(block: int, grid: int) -> None:
+@pytest.mark.parametrize(
+    ("block", "device", "grid"),
+    [(4, "cpu", 8), (8, "cpu", 8), (16, "cpu", 16), (8, "cuda", 8), (16, "cuda", 16), (32, "cuda", 32), (64, "cuda", 64)],
+)
+def test_the_grid_is_the_block_the_machine_computes_in(block: int, device: str, grid: int) -> None:
     def op_ms(op: LayerOp) -> float:
         return -(-op.out_channels // block) * -(-op.in_channels // block) * 1e-3
 
-    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 8, 1))
-    assert measured_grid(net, torch.randn(1, 3, 16, 16), op_ms=op_ms)[0] == grid
+    net = nn.Sequential(nn.Conv2d(3, 256, 3), nn.Conv2d(256, 256, 3), nn.Conv2d(256, 8, 1))
+    assert measured_grid(net, torch.randn(1, 3, 16, 16), op_ms=op_ms, device=device)[0] == grid
     assert measured_grid(nn.Sequential(nn.Conv2d(3, 8, 3)), torch.randn(1, 3, 16, 16), op_ms=op_ms) == (8, 0.5)
+
+
+def test_a_call_whose_tensors_stay_on_the_device_computes_the_layer() -> None:
+    session, images = open_session(op_graph(CONV, batch=2)), np.random.default_rng(0).random((2, 16, 9, 7), np.float32)
+    binding = resident_call(session, {"x": images}, "cpu")()
+    (expected,) = session.run(None, {"x": images})
+    np.testing.assert_array_equal(binding.copy_outputs_to_cpu()[0], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_layers_and_nets_are_timed_on_the_device(tmp_path: Path) -> None:
+    table = OpTable(batch=8, threads=1, device="cuda", directory=tmp_path)
+    assert table(CONV) > 0
+    assert table.path != OpTable(batch=8, threads=1, directory=tmp_path).path
+    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))
+    assert NetClock(net, Preprocessing(size_px=(32, 32)), ("a", "b"), batch=8, device="cuda").parent_ms > 0
 
 
 def test_a_smaller_net_is_timed_as_faster() -> None:

@@ -1,6 +1,7 @@
 """Targets are checked, budgets are kept closely, widths lie on the grid."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +25,10 @@ from toolkit.pruning.selection import choose
         {"latency_ms": 0},
         {"latency": 1.2},
         {"batch": 0},
+        {"device": "tensorrt"},
     ],
 )
-def test_a_target_is_one_share_between_nothing_and_all(values: dict[str, float]) -> None:
+def test_a_target_is_one_share_between_nothing_and_all(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="target"):
         Target(**values)
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnxruntime import get_available_providers
 from torch import nn
 
 from tests.stages.pruning import OPTIONS, RECOVERY
 from toolkit.bundle import Architecture, Bundle, Manifest, Preprocessing, Store, lineage
 from toolkit.data import ImageSet
 from toolkit.data.shapes import shapes
-from toolkit.errors import UsageError
+from toolkit.errors import EnvironmentProblem, UsageError
 from toolkit.models import pixel_contract, register
 from toolkit.pruning import CRITERIA, Target
 from toolkit.stages.prune import prune
@@ -92,3 +93,12 @@ def test_an_allowed_loss_of_accuracy_decides_how_far(wide: Bundle, data: ImageSe
     assert min(one["macs"] for one in tried if one["drop"] <= 0.4) == pytest.approx(report.value("macs.ratio"), abs=0.1)
     drop = report.value("accuracy.baseline[split=val]") - report.value("accuracy.candidate[split=val]")
     assert report.value("accuracy_goal.drop[split=val]") == pytest.approx(drop)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in get_available_providers(), reason="the device is there")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_done(wide: Bundle, data: ImageSet, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    target = Target(macs=0.5, device="cuda")
+    with pytest.raises(EnvironmentProblem, match="onnxruntime-gpu"):
+        prune(wide, store=store, data=data, run_dir=tmp_path / "run", target=target, options=OPTIONS, recovery=RECOVERY)
+    assert not (tmp_path / "run").exists()

@@ -1,29 +1,31 @@
 """What each layer costs on this machine in onnxruntime, timed once and kept.
 
-A table is of one machine: its key is the processor, onnxruntime's version, the provider and the number of threads. Entries
-are appended as lines, so two processes may fill one table and a killed one costs a line. The fastest of many calls counts:
-what others do on the machine only ever adds time.
+A table is of one machine: its key is the processor or the CUDA device, onnxruntime's version, the provider and the number of
+threads. Entries are appended as lines, so two processes may fill one table and a killed one costs a line. The fastest of many
+calls counts: what others do on the machine only ever adds time. A layer's input and output stay on the device, where the
+layers before and after it would have them.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from toolkit.backends.devices import PROVIDERS, Device, torch_device, torch_settings
 from toolkit.backends.op_graphs import empty_graph, op_graph
-from toolkit.backends.run_onnx import open_session
+from toolkit.backends.run_onnx import open_session, require_here
 from toolkit.bundle import environment
 from toolkit.bundle.machine import cache_directory
 from toolkit.pruning.layers import LayerOp
 
-PROVIDER = "CPUExecutionProvider"
 WARMUP, LEAST_CALLS, MOST_CALLS, LEAST_S = 2, 7, 60, 0.015
 SMALLEST_MS = 1e-3
 NUM_AGAIN = 4
@@ -33,11 +35,17 @@ logger = logging.getLogger(__name__)
 
 
 class OpTable:
-    """Milliseconds of a layer by its signature; times what it has not seen, and writes it down. `num_timed` counts those."""
+    """Milliseconds of a layer by its signature; times what it has not seen, and writes it down. `num_timed` counts those.
 
-    def __init__(self, *, batch: int, threads: int, directory: Path | None = None) -> None:
+    Raises `EnvironmentProblem` where onnxruntime cannot run on `device` ("cpu" or "cuda").
+    """
+
+    def __init__(self, *, batch: int, threads: int, device: Device = "cpu", directory: Path | None = None) -> None:
+        require_here(device)
         self.batch, self.threads, self.num_timed = batch, threads, 0
-        facts = [VERSION, environment()["processor"], onnxruntime.__version__, PROVIDER, threads]
+        self.device: Device = device
+        where = environment()["processor"] if device == "cpu" else torch_settings(torch_device(device))["device"]
+        facts = [VERSION, where, onnxruntime.__version__, PROVIDERS[device][0][0], threads]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         self.path = (directory or cache_directory()) / "op_latency" / f"{key}.jsonl"
         self._ms = _read(self.path)
@@ -64,10 +72,12 @@ class OpTable:
         return now_ms / max(sum(self(op) for op in heaviest), 1e-9) if heaviest else 1.0
 
     def _timed(self, graph: bytes) -> float:
-        session = open_session(graph, providers=[PROVIDER], threads=self.threads)
+        device = self.device
+        session = open_session(graph, providers=PROVIDERS[device], threads=self.threads)
         given = session.get_inputs()[0]
         feed = {given.name: np.full(given.shape, 0.5, np.float32)}
-        return fastest_ms(lambda: session.run(None, feed))
+        call = functools.partial(session.run, None, feed) if device == "cpu" else resident_call(session, feed, device)
+        return fastest_ms(call)
 
     def _append(self, key: str) -> None:
         line = json.dumps({"op": key, "ms": self._ms[key]}) + "\n"
@@ -77,6 +87,22 @@ class OpTable:
                 stream.write(line)
         except OSError as error:
             logger.warning("timings are not kept: %s cannot be written (%s)", self.path, error.strerror)
+
+
+def resident_call(session: Any, feed: Mapping[str, np.ndarray], device: Device) -> Callable[[], Any]:
+    """A call of `session` that leaves its inputs and outputs on `device`, and returns their binding when it is done."""
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+
+    def call() -> Any:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return binding
+
+    return call
 
 
 def fastest_ms(call: Callable[[], Any]) -> float:

@@ -21,7 +21,7 @@ from toolkit.checks.regression_cost import cost_measurements, served_graphs
 from toolkit.errors import CheckFailed
 from toolkit.models import build
 from toolkit.models.restoring import load_strictly
-from toolkit.pruning import apply_plan
+from toolkit.pruning import Target, apply_plan
 
 MIB = 2**20
 LATENCY_CALLS = 100
@@ -58,23 +58,26 @@ def pruning_report(
     parent: Bundle,
     child: Bundle,
     *,
-    image_NCHW: np.ndarray,
+    images_NCHW: np.ndarray,
     story: Mapping[str, Mapping[str, float]],
     details: Mapping[str, Any],
-    goal: tuple[str, float] = ("macs", 0.5),
+    target: Target = Target(),  # noqa: B008 (frozen)
     found: Sequence[Measurement] = (),
 ) -> Report:
     """Cost and measured latency of both, the parent as baseline and the pruned bundle as candidate, and the story's scores.
 
-    `image_NCHW` is one float32 image, pixels 0..255; `story` maps each moment (`baseline`, `after_surgery`, ...) to its
-    validation scores by name; `found` was measured on the way to the `goal`. A pruned model that is not faster fails the
-    report, and so does one that lost more accuracy than was asked for; where the interval holds 1 it is undecided.
+    `images_NCHW` are float32 images, pixels 0..255, as many as `target.batch`; `story` maps each moment (`baseline`,
+    `after_surgery`, ...) to its validation scores by name; `found` was measured on the way to the goal. Latency is that of the
+    target's batch, threads and device. A pruned model that is not faster there fails the report, and so does one that lost more
+    accuracy than was asked for; where the interval holds 1 it is undecided.
     """
     bundles = {"baseline": parent, "candidate": child}
     with served_graphs(bundles) as graphs:
-        measured = cost_measurements(bundles, graphs, dict.fromkeys(bundles, image_NCHW), rounds=LATENCY_CALLS)
+        images = dict.fromkeys(bundles, images_NCHW)
+        served_by = {"threads": target.threads, "device": target.device}
+        measured = cost_measurements(bundles, graphs, images, rounds=LATENCY_CALLS, **served_by)
     measured = [_faster(m) if m.name == "latency_median.ratio" else m for m in measured]
-    measured += [*found, *_accuracy_kept(story, goal)]
+    measured += [*found, *_accuracy_kept(story, target.goal)]
     before, after = (bundle.file(WEIGHTS).stat().st_size / MIB for bundle in (parent, child))
     measured += [
         Measurement("weights_size.baseline", before, unit="MiB"),
@@ -86,7 +89,8 @@ def pruning_report(
             Measurement(f"{name}.{moment}[split=val]", value, unit="nats" if name == "loss" else "1")
             for name, value in values.items()
         ]
-    return Report("pruning", (child.digest, parent.digest), verdict_of(measured), tuple(measured), dict(details), environment())
+    details = {**details, "latency": {"batch": target.batch, **served_by, "conditions": target.conditions}}
+    return Report("pruning", (child.digest, parent.digest), verdict_of(measured), tuple(measured), details, environment())
 
 
 def _faster(ratio: Measurement) -> Measurement:

@@ -12,8 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from toolkit.backends.net_latency import NetClock
-from toolkit.checks.pruning_target import Case
+from toolkit.checks.pruning_target import Case, net_clock
 from toolkit.errors import UsageError
 from toolkit.pruning import Budget, Criterion, PruneOptions, Target, count_macs, prune_net
 from toolkit.pruning.sensitivity import measure_sensitivity
@@ -51,7 +50,7 @@ def study(
 
 def _curve(case: Case, criterion: Criterion, target: Target, options: PruneOptions) -> list[dict[str, float]]:
     """Accuracy after BatchNorm re-estimation, before recovery, and measured latency, at each share of the MACs."""
-    clock = NetClock(copy.deepcopy(case.net), case.preprocessing, case.labels, target.batch, target.threads)
+    clock = net_clock(case, target)
     whole = count_macs(case.net, case.example_NCHW)
     points = [{"macs": 1.0, "accuracy": case.score(case.net), "latency_ms": clock.parent_ms, "latency": 1.0}]
     for share in sorted(options.curve, reverse=True):

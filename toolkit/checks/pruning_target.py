@@ -68,8 +68,19 @@ def with_grid(options: PruneOptions, net: nn.Module, example_NCHW: Tensor, *, ta
     """`options` with the grid of channels as a number: measured on this machine where it is `auto`."""
     if options.round_to != "auto":
         return options
-    table = OpTable(batch=target.batch, threads=target.threads)
-    return replace(options, round_to=measured_grid(net, example_NCHW, op_ms=table)[0])
+    table = op_table(target)
+    return replace(options, round_to=measured_grid(net, example_NCHW, op_ms=table, device=target.device)[0])
+
+
+def op_table(target: Target) -> OpTable:
+    """The table of layers for the batch, the threads and the device of `target`."""
+    return OpTable(batch=target.batch, threads=target.threads, device=target.device)
+
+
+def net_clock(case: Case, target: Target) -> NetClock:
+    """A clock for what the net of `case` becomes, against the net as it is now, under the conditions of `target`."""
+    parent = copy.deepcopy(case.net)
+    return NetClock(parent, case.preprocessing, case.labels, target.batch, target.threads, target.device)
 
 
 def prune_to(case: Case, *, criterion: Criterion, target: Target, options: PruneOptions) -> Reached:
@@ -109,14 +120,14 @@ def _to_accuracy(case: Case, drop: float, prune: Callable[..., Plan]) -> Reached
 
 def _to_latency(case: Case, target: Target, grid: int, prune: Callable[..., Plan]) -> Reached:
     goal, value = target.goal
-    clock = NetClock(copy.deepcopy(case.net), case.preprocessing, case.labels, target.batch, target.threads)
+    clock = net_clock(case, target)
     share = value if goal == "latency" else value / clock.parent_ms
     if share >= 1:
         raise UsageError(
-            f"target.latency_ms={value:g} needs no pruning: the model takes {clock.parent_ms:.3g} ms here for a batch of "
-            f"{target.batch} on {target.threads} thread(s). Ask for less, or for a share (target.latency=0.6)."
+            f"target.latency_ms={value:g} needs no pruning: the model takes {clock.parent_ms:.3g} ms here "
+            f"({target.conditions}). Ask for less, or for a share (target.latency=0.6)."
         )
-    table = OpTable(batch=target.batch, threads=target.threads)
+    table = op_table(target)
     ops = [call.op for call in layer_calls(case.net, case.example_NCHW)]
     whole_ms = clock.parent_fastest_ms / table.slowdown(ops)
     model = LatencyModel.fit(case.net, case.example_NCHW, op_ms=table, whole_ms=whole_ms, grid=grid)
@@ -156,6 +167,7 @@ def _latency_details(tried: Sequence[Finalist], target: Target, table: OpTable) 
             "wanted": value,
             "batch": target.batch,
             "threads": target.threads,
+            "device": target.device,
             "layers_timed": table.num_timed,
             "tried": finalists,
             "note": "shares of the unpruned model's latency in onnxruntime, the two timed in turns",

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from toolkit.backends import OnnxRunner, Runner, measure_latency, open_runner, write_onnx
+from toolkit.backends.devices import PROVIDERS, Device
 from toolkit.backends.graph_cost import graph_macs, graph_parameters
 from toolkit.backends.graph_files import external_location, external_tensors, read_graph
 from toolkit.bundle import ONNX, Bundle, Measurement
@@ -50,21 +51,27 @@ def cost_measurements(
     *,
     rounds: int,
     seed: int = 0,
+    threads: int = 1,
+    device: Device = "cpu",
 ) -> list[Measurement]:
-    """Latency at batch 1 (median, p95), MACs, parameters and ONNX size of both, each with the ratio candidate / baseline.
+    """Latency of a call (median, p95) on `threads` threads of the CPU or on the `device`, MACs, parameters and ONNX size
+    of both, each with the ratio candidate / baseline.
 
-    `bundles` holds `baseline` and `candidate`, `graphs` what `served_graphs` gives for them; `images` maps both to one float32
-    image each, pixels 0..255, images_NCHW with N = 1. The ratio of medians has a bootstrap interval over calls.
+    `bundles` holds `baseline` and `candidate`, `graphs` what `served_graphs` gives for them; `images` maps both to the
+    float32 images of a call, pixels 0..255, images_NCHW. The ratio of medians has a bootstrap interval over calls.
     `latency_disturbed` counts the calls that had no core to themselves and were left out.
     """
     sizes, runners, measurements = {}, {}, []
     for side, bundle in bundles.items():
         if side not in graphs:  # a TorchScript program, served by torch
             sizes[side] = bundle.file(torchscript.FILE).stat().st_size / MIB
-            runners[side] = open_runner(bundle, threads=1)
+            runners[side] = open_runner(bundle, threads=threads, device=device)
             continue
         sizes[side] = onnx_bytes(graphs[side]) / MIB
-        runners[side] = open_runner(bundle, kind="onnx", threads=1) if bundle.has(ONNX) else OnnxRunner(graphs[side], threads=1)
+        if bundle.has(ONNX):
+            runners[side] = open_runner(bundle, kind="onnx", threads=threads, device=device)
+        else:
+            runners[side] = OnnxRunner(graphs[side], providers=PROVIDERS[device], threads=threads)
     watched = _timed(runners, images, rounds=rounds)
     measurements += _latency({side: calls.quiet_ms(rounds // 4) for side, calls in watched.items()}, seed)
     counted = {side: _counted(bundle, images[side].shape) for side, bundle in bundles.items()}

@@ -1,10 +1,13 @@
 """How far to prune: one goal, as a share or as milliseconds, checked once."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from toolkit.errors import UsageError
 
 SHARES = ("macs", "params", "latency", "accuracy_drop", "ratio")
+DEVICES = ("cpu", "cuda")
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -12,9 +15,11 @@ class Target:
     """One goal; half of the MACs where none is named.
 
     `macs`, `params` and `latency` are shares to keep (0..1) of the unpruned model's multiply-accumulates, parameters and
-    milliseconds in onnxruntime; `latency_ms` is that latency itself. Both latencies are of a batch of `batch` images on
-    `threads` threads. `accuracy_drop` prunes as far as accuracy on the validation split falls by no more (0..1), and `ratio`
-    is the share of each group's channels to remove.
+    milliseconds in onnxruntime; `latency_ms` is that latency itself. `accuracy_drop` prunes as far as accuracy on the
+    validation split falls by no more (0..1), and `ratio` is the share of each group's channels to remove.
+
+    Whatever the goal, latency is that of a batch of `batch` images on `threads` threads of the CPU, or on the CUDA device
+    (`device`; "cpu" or "cuda"), and the grid of channels is what that device is fast on.
     """
 
     macs: float | None = None
@@ -25,6 +30,7 @@ class Target:
     ratio: float | None = None
     batch: int = 1
     threads: int = 1
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
         given = [name for name in (*SHARES, "latency_ms") if getattr(self, name) is not None]
@@ -42,6 +48,18 @@ class Target:
         for name in ("batch", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"target.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.device not in DEVICES:
+            raise UsageError(
+                f"target.device is '{self.device}'; choose cpu or cuda. For TensorRT prune for cuda (TensorRT "
+                "would compile each layer of the table for seconds), and compare with "
+                "`toolkit benchmark runners=[onnxruntime-tensorrt]`."
+            )
+
+    @property
+    def conditions(self) -> str:
+        """What latency is measured under, in words."""
+        threads = "one thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"batch {self.batch}, {threads if self.device == 'cpu' else 'CUDA'}"
 
     @property
     def goal(self) -> tuple[str, float]:

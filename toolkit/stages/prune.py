@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toolkit.backends import require_runner
 from toolkit.bundle import Bundle, Plan, Preprocessing, Report, Store, environment, lineage, recipe_yaml
 from toolkit.bundle.atomic import write_atomic
 from toolkit.checks.pruning_report import pruning_report, require_restorable, unpublished, widths
@@ -100,11 +101,11 @@ def prune(
     plan = compose_plans(bundle.manifest.plan, compose_plans(reached.plan, result.plan))
     manifest = replace(bundle.manifest, plan=plan, lineage=made)
     require_restorable(manifest, net, normalise(val.images_NCHW[:16]))
-    image_NCHW = val.images_NCHW[:1].numpy().astype("float32")
+    images_NCHW = val.images_NCHW[torch.arange(target.batch) % len(val)].numpy().astype("float32")
     details |= {**reached.details, "channels": widths(parent, net), **_course(result)}
     with unpublished(manifest, net) as staged:
         report = pruning_report(
-            bundle, staged, image_NCHW=image_NCHW, story=story, goal=target.goal, found=reached.measurements, details=details
+            bundle, staged, images_NCHW=images_NCHW, story=story, target=target, found=reached.measurements, details=details
         )
     child = store.add(manifest, weights=net.state_dict())
     audited = Report("data", (child.digest,), "pass", details=findings.as_plain(), environment=environment())
@@ -116,7 +117,8 @@ def prune(
 
 
 def _require_steps(recovery: Recovery, target: Target, options: PruneOptions) -> None:
-    """Raise `UsageError` where the pruning cannot be done inside the recovery."""
+    """Raise where the pruning cannot be done inside the recovery, or latency cannot be measured where it is asked for."""
+    require_runner("onnx", target.device)
     if recovery.prune_at and target.goal[0] not in COSTS:
         raise UsageError(
             f"recovery.prune_at works for targets that follow from widths (macs, params, ratio); target.{target.goal[0]} is "
