@@ -73,6 +73,24 @@ def test_depth_says_which_stages_move_batchnorm_statistics_included(toy: Any, ru
     assert changed(before, net) == moved
 
 
+def test_the_best_weights_of_a_phase_outlive_one_that_ruins_what_was_frozen(toy: Any, run: Any, tmp_path: Path) -> None:
+    alone, followed, head = toy.net(), toy.net(), HEAD_ONLY.phases[0]
+    options = FitOptions(batch_size=16, monitor="loss")
+    expected = run(alone, schedule=HEAD_ONLY, options=options, run_dir=tmp_path / "alone")
+    found = run(followed, schedule=Schedule("ruined", (head, Phase(-1, 1, 50.0))), options=options)
+    assert found.history[-1]["loss"] > found.history[-2]["loss"]
+    assert found.best_metric == expected.best_metric
+    assert all(torch.equal(tensor, alone.state_dict()[name]) for name, tensor in followed.state_dict().items())
+
+
+def test_a_checkpoint_holds_what_is_frozen_once(toy: Any, run: Any, tmp_path: Path) -> None:
+    net = toy.net()
+    net[0][0].spare = nn.Parameter(torch.randn(256, 256))
+    run(net, schedule=HEAD_ONLY, run_dir=tmp_path / "head")
+    (newest, *_) = Checkpoints(tmp_path / "head" / "checkpoints").paths()
+    assert net[0][0].spare.nbytes < newest.stat().st_size < 2 * net[0][0].spare.nbytes
+
+
 def test_frozen_batchnorm_keeps_its_statistics_also_where_its_stage_learns(toy: Any, run: Any) -> None:
     net = toy.net()
     before = weights(net)

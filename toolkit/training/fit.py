@@ -20,7 +20,7 @@ from toolkit.bundle import Plan, Preprocessing, recipe_yaml
 from toolkit.bundle.atomic import write_atomic
 from toolkit.data import Images
 from toolkit.errors import EnvironmentProblem, InputRefused, ToolkitError, UsageError
-from toolkit.models import find_head, stage_names
+from toolkit.models import stage_names
 from toolkit.training import processes
 from toolkit.training.allocator import kept_memory
 from toolkit.training.batch_size import RUN, out_of_memory
@@ -112,9 +112,10 @@ def fit(
         torch.manual_seed(options.seed)
         with Progress(options.monitor, quiet=not processes.is_first()) as progress, _layout(net, trainer):
             trained = copy.deepcopy(net) if trainer.strategy == "fsdp" else net  # which takes a module apart for good
-            head = trained.get_submodule(find_head(net))
+            stages = stage_names(net)
+            head = trained.get_submodule(stages[-1][0])
             callbacks = [] if pruning is None else [PruneInFit(pruning, net, task)]
-            around = Surroundings(trainer, stage_names(net), head, checkpoints, run_dir / FEATURES, signals, progress)
+            around = Surroundings(trainer, stages, head, checkpoints, run_dir / FEATURES, signals, progress)
             learner = Learner(trained, task=task, schedule=schedule, around=around, state=state)
             if not learner.course.finished:
                 named = trainer.loggers.values() if isinstance(trainer.loggers, Mapping) else trainer.loggers

@@ -70,6 +70,18 @@ def running_statistics(net: nn.Module) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
+def in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Every module of `net` in eval mode for the length of the block, then each as it was."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
 def restored(net: nn.Module) -> Iterator[None]:
     """Give every parameter its `requires_grad` and every module its mode back after the block; gradients are dropped.
 

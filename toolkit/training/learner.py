@@ -26,7 +26,7 @@ from toolkit.training.carrying import Carried, cut_net
 from toolkit.training.course import Course
 from toolkit.training.features import shortened
 from toolkit.training.feed import Feed, ImageFeed, Moment, Task, validation_logits
-from toolkit.training.freeze import running_statistics, set_modes, unfreeze
+from toolkit.training.freeze import in_eval_mode, running_statistics, set_modes, unfreeze
 from toolkit.training.guard import FiniteGuard
 from toolkit.training.loss import objective
 from toolkit.training.metrics import scores
@@ -36,7 +36,7 @@ from toolkit.training.post_mortem import post_mortem
 from toolkit.training.progress import title_of
 from toolkit.training.schedule import Phase, Schedule
 from toolkit.training.sharding import gathered, locals_of, parted_weights, shard
-from toolkit.training.state import restore, state_of
+from toolkit.training.state import kept_weights, restore, state_of
 from toolkit.training.surroundings import Stopped, Surroundings
 from toolkit.training.tally import Tally
 from toolkit.training.trainer import num_threads
@@ -148,6 +148,7 @@ class Learner(LightningModule):
         phase, spec = self._phase, self.around.spec
         if state is None and self.course.phase > 0:
             self._freeze()
+            self.course.best = kept_weights(self.net)  # other parameters are shared now
         self._equip()
         if state is not None:
             restore(state, self._optimiser, self._average, self.device)
@@ -251,19 +252,15 @@ class Learner(LightningModule):
         with self._average.in_place() if self._average is not None else contextlib.nullcontext():
             found = scores(self._validate(), self.task.val.targets_N)
             if self.course.is_best(found, self.task.options.monitor):
-                self.course.best = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
+                self.course.best = kept_weights(self.net)
         self.course.tally = self._tally.so_far()
         count = min(len(self.task.train), self._num_batches * self.task.options.images_a_step)
         self._clock()
         return self.course.record(found, lr=max(group["lr"] for group in self._optimiser.param_groups), count=count)
 
     def _validate(self) -> Tensor:
-        self.net.eval()
-        try:
-            with torch.no_grad(), self._autocast(), num_threads(self._feed.threads):
-                return validation_logits(self._feed, self.task, device=self.device, tick=self._tick)
-        finally:
-            self._set_modes()
+        with in_eval_mode(self.net), torch.no_grad(), self._autocast(), num_threads(self._feed.threads):
+            return validation_logits(self._feed, self.task, device=self.device, tick=self._tick)
 
     # -- saving, stopping, resuming -----------------------------------------------------------------------------------
 
@@ -295,6 +292,5 @@ class Learner(LightningModule):
         self._saved_at_s = time.monotonic()
 
     def _clock(self) -> None:
-        now_s = time.monotonic()
-        self.course.seconds += now_s - self._watch_s
-        self._watch_s = now_s
+        before_s, self._watch_s = self._watch_s, time.monotonic()
+        self.course.seconds += self._watch_s - before_s

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.training.feed import Batch, ImageFeed, Moment, Split, Tick
+from toolkit.training.freeze import in_eval_mode
 from toolkit.training.loss import Targets
 from toolkit.training.shelf import Shelf
 from toolkit.training.transfer import Indices
@@ -159,19 +160,13 @@ def _has_frozen(module: nn.Module) -> bool:
 
 def prefix_feed(net: nn.Module, images: ImageFeed, shelf: Shelf, tick: Tick) -> PrefixFeed | str:
     """What the frozen beginning of `net` gives for every image, or why it is not kept. The net's modes stay as they are."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.no_grad():
-            boundary = find_boundary(net, images)
-            if boundary is None:
-                return "no single tensor leads from the frozen part to the learning one"
-            if (stored := shelf.stored()) is not None:
-                return PrefixFeed(net, images, boundary, stored, was_stored=True)
-            return _captured_feed(net, images, boundary, shelf, tick)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with in_eval_mode(net), torch.no_grad():
+        boundary = find_boundary(net, images)
+        if boundary is None:
+            return "no single tensor leads from the frozen part to the learning one"
+        if (stored := shelf.stored()) is not None:
+            return PrefixFeed(net, images, boundary, stored, was_stored=True)
+        return _captured_feed(net, images, boundary, shelf, tick)
 
 
 def _captured_feed(net: nn.Module, images: ImageFeed, boundary: Boundary, shelf: Shelf, tick: Tick) -> PrefixFeed | str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.training.average import Average
 from toolkit.training.course import Course
@@ -25,6 +25,13 @@ def state_of(
             "random": random_state(device),
         }
     )
+
+
+def kept_weights(net: nn.Module) -> dict[str, Tensor]:
+    """The weights of `net` as they are now, by name. What is frozen is shared with the net, not copied: it must stay frozen."""
+    named = net.state_dict(keep_vars=True)
+    shared = {name for name, tensor in named.items() if isinstance(tensor, nn.Parameter) and not tensor.requires_grad}
+    return {name: tensor.detach() if name in shared else tensor.detach().clone() for name, tensor in named.items()}
 
 
 def restore(state: Mapping[str, Any], optimiser: torch.optim.Optimizer, average: Average | None, device: torch.device) -> None:
