@@ -102,9 +102,16 @@ def test_optuna_is_told_what_to_search(parent: Bundle, capsys: pytest.CaptureFix
     assert "leave a setting open" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.skipif(not SUBMITIT, reason="hydra-submitit-launcher is not installed")
-def test_jobs_in_other_processes_come_back_for_the_table(parent: Bundle, store: Store) -> None:
-    cluster = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
+@pytest.mark.parametrize(
+    ("plugin", "cluster"),
+    [
+        ("submitit", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]),
+        ("ray", ["launcher=ray"]),  # on an instance of its own
+    ],
+)
+def test_jobs_in_other_processes_come_back_for_the_table(parent: Bundle, store: Store, plugin: str, cluster: list[str]) -> None:
+    if not {"submitit": SUBMITIT, "ray": RAY}[plugin]:
+        pytest.skip(f"hydra-{plugin}-launcher is not installed")
     code, directory = swept("finetune", parent, *cluster, *SHORT, "schedule.lr=0.001,0.01")
     assert code == 0
     outcomes = [json.loads((directory / job / "outcome.json").read_text()) for job in ("0", "1")]
