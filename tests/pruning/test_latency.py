@@ -62,6 +62,32 @@ def test_layers_that_take_longer_alone_are_scaled(mixed: Callable[..., nn.Module
     assert (model.scale, model.rest_ms) == (pytest.approx(0.8), 0.0)
 
 
+@pytest.mark.parametrize(
+    ("scale", "value_ms", "fixed_ms"),
+    [(0.8, 2e-5, 0.7), (1.0, 0.0, 1.0), (0.6, 0.0, 0.4), (1.0, 3e-5, 0.0), (1.0, 0.0, 0.0), (0.0, 3e-5, 0.2)],
+)
+def test_narrower_nets_tell_what_goes_with_layers_with_values_and_with_nothing(
+    mixed: Callable[..., nn.Module], example_NCHW: Tensor, scale: float, value_ms: float, fixed_ms: float
+) -> None:
+    def true_ms(net: nn.Module) -> float:
+        ops = [call.op for call in layer_calls(net, example_NCHW)]
+        return fixed_ms + sum(scale * proportional_ms(op) + value_ms * op.out_elements for op in ops)
+
+    def narrowed(removed: float) -> nn.Module:
+        net, budget = mixed(), Budget("ratio", removed)
+        apply_plan(net, plan_pruning(net, example_NCHW, criterion=CRITERIA["random"](), budget=budget))
+        return net
+
+    net, narrower = mixed(), [(twin, true_ms(twin)) for twin in (narrowed(0.5), narrowed(0.9))]
+    settings: Any = {"op_ms": proportional_ms, "whole_ms": true_ms(net), "grid": 1}
+    model = LatencyModel.fit(net, example_NCHW, **settings, narrower=narrower)
+    assert (model.scale, model.rest_ms, model.fixed_ms) == pytest.approx((scale, value_ms, fixed_ms), abs=1e-6)
+    for twin in (net, narrowed(0.3), narrowed(0.7)):
+        assert model.costs(twin, [], example_NCHW).total == pytest.approx(true_ms(twin))
+    mad = LatencyModel.fit(net, example_NCHW, **settings, narrower=[(twin, 9 * ms) for twin, ms in narrower])
+    assert min(mad.scale, mad.rest_ms, mad.fixed_ms) >= 0  # the slower the fewer channels: no sense, and no negative time
+
+
 def test_few_widths_are_timed_and_all_on_the_grid(mixed: Callable[..., nn.Module], example_NCHW: Tensor) -> None:
     net, asked = mixed(), set()
 
@@ -122,6 +148,23 @@ def test_a_prediction_that_is_off_is_corrected_within_three_exports(wanted: floa
     assert abs(chosen.measured / wanted - 1) <= 0.05
     assert len(tried) <= 3
     assert tried[0].aim == wanted
+
+
+def test_a_fixed_part_that_no_prediction_knows_costs_one_export_more() -> None:
+    measured = lambda net: 0.33 + 0.67 * net.share  # noqa: E731
+    _, tried = search_latency(nn.Identity(), share=0.6, prune=planned, predict=lambda net: net.share, measure=measured)
+    assert [one.measured for one in tried] == pytest.approx([0.732, 0.6])
+
+
+@pytest.mark.parametrize(("timings", "further"), [((0.53, 0.55, 0.49), -1), ((0.46, 0.44, 0.49), 1)])
+def test_timings_out_of_order_do_not_end_the_search(timings: tuple[float, ...], further: int) -> None:
+    noisy = iter(timings)
+    _, tried = search_latency(
+        nn.Identity(), share=0.49, prune=planned, predict=lambda net: net.share, measure=lambda net: next(noisy)
+    )
+    assert [one.measured for one in tried] == list(timings)
+    aims = [further * one.aim for one in tried]
+    assert aims == sorted(aims)
 
 
 def test_the_nearest_under_the_target_is_kept_where_the_grid_jumps() -> None:

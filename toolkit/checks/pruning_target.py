@@ -3,10 +3,11 @@
 N images, C channels, H, W pixels.
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,11 +19,12 @@ from toolkit.backends.op_latency import OpTable
 from toolkit.bundle import Limit, Measurement, Plan, Preprocessing
 from toolkit.bundle.manifest import from_plain
 from toolkit.errors import InputRefused, UsageError
-from toolkit.pruning import Budget, Criterion, PruneOptions, Target, apply_plan, prune_net
+from toolkit.pruning import CRITERIA, Budget, Criterion, PruneOptions, Target, apply_plan, prune_net
 from toolkit.pruning.criteria import Batch
 from toolkit.pruning.latency import LatencyModel
 from toolkit.pruning.layers import layer_calls
 from toolkit.pruning.search import CLOSE, Finalist, search_accuracy, search_latency
+from toolkit.pruning.selection import SMALLEST_SHARE
 
 MET = Limit("<=", 1 + CLOSE, "the latency asked for, with 5% for the clock")
 
@@ -98,7 +100,7 @@ def prune_to(case: Case, *, criterion: Criterion, target: Target, options: Prune
     if goal == "accuracy_drop":
         reached = _to_accuracy(case, value, prune)
     elif goal in ("latency", "latency_ms"):
-        reached = _to_latency(case, target, options.grid, prune)
+        reached = _to_latency(case, target, options, prune)
     else:
         return Reached(prune(case.net, Budget(goal, value)), details={"round_to": options.grid})
     apply_plan(case.net, reached.plan)
@@ -118,7 +120,7 @@ def _to_accuracy(case: Case, drop: float, prune: Callable[..., Plan]) -> Reached
     return Reached(plan, details={"search": {"goal": "accuracy_drop", "allowed": drop, "tried": tried, "note": note}})
 
 
-def _to_latency(case: Case, target: Target, grid: int, prune: Callable[..., Plan]) -> Reached:
+def _to_latency(case: Case, target: Target, options: PruneOptions, prune: Callable[..., Plan]) -> Reached:
     goal, value = target.goal
     clock = net_clock(case, target)
     share = value if goal == "latency" else value / clock.parent_ms
@@ -130,7 +132,9 @@ def _to_latency(case: Case, target: Target, grid: int, prune: Callable[..., Plan
     table = op_table(target)
     ops = [call.op for call in layer_calls(case.net, case.example_NCHW)]
     whole_ms = clock.parent_fastest_ms / table.slowdown(ops)
-    model = LatencyModel.fit(case.net, case.example_NCHW, op_ms=table, whole_ms=whole_ms, grid=grid)
+    narrower = [(net, share * whole_ms) for net, share in _narrower(case, options, clock)]
+    settings = {"op_ms": table, "whole_ms": whole_ms, "grid": options.grid}
+    model = LatencyModel.fit(case.net, case.example_NCHW, **settings, narrower=narrower)
     steered = model.steered_costs(case.net, case.example_NCHW)
     whole = model.costs(case.net, [], case.example_NCHW).total
 
@@ -147,6 +151,17 @@ def _to_latency(case: Case, target: Target, grid: int, prune: Callable[..., Plan
     )
     chosen = next(one for one in tried if one.plan == plan)
     return Reached(plan, _latency_measurements(chosen, share, clock.parent_ms), _latency_details(tried, target, table))
+
+
+def _narrower(case: Case, options: PruneOptions, clock: NetClock) -> Iterator[tuple[nn.Module, float]]:
+    """The net of `case` at half and at its smallest widths, each with its share of the whole net's latency."""
+    once = PruneOptions(round_to=options.grid, protect=options.protect)
+    for removed in (0.5, 1 - SMALLEST_SHARE):
+        twin, budget = copy.deepcopy(case.net), Budget("ratio", removed)
+        with contextlib.suppress(UsageError):  # nothing can go on this grid
+            prune_net(twin, case.example_NCHW, criterion=CRITERIA["random"](), budget=budget, batches=[], options=once)
+            net_ms, parent_ms = clock.times_ms(twin)
+            yield twin, net_ms / parent_ms
 
 
 def _latency_measurements(chosen: Finalist, share: float, parent_ms: float) -> tuple[Measurement, ...]:

@@ -2,8 +2,9 @@
 
 Exporting every candidate of a search takes minutes; timing a convolution takes milliseconds. Each layer of the net gets a
 surface over its widths, timed at a few widths on the grid as the search comes near them, and read linearly in between. What
-the whole net takes beyond the sum of its layers (activations, additions, pooling) is shared out by the number of values a
-layer makes; where the sum is the larger, because a layer alone has to bring its data in order, all layers are scaled.
+the whole net takes beside its layers goes with the number of values they make (activations, additions, pooling) or with
+nothing (what an operator costs, however narrow), and a layer alone takes longer than within a net, because it has to bring its
+data in order. How much of each is learned from the net and some narrower ones, timed whole.
 """
 
 import functools
@@ -11,6 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from toolkit.pruning.costs import Blend, Costs, CostsOf, Shape, mac_costs
@@ -25,27 +28,46 @@ OpTimer = Callable[[LayerOp], float]
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Predicts milliseconds. `op_ms` times one layer; `scale` and `rest_ms`, a value made, fit the sum to the whole net."""
+    """Predicts milliseconds. `op_ms` times one layer; `scale`, `rest_ms` a value made and `fixed_ms` make a net of it."""
 
     op_ms: OpTimer
     grid: int
     scale: float
     rest_ms: float
+    fixed_ms: float = 0.0
 
     @classmethod
-    def fit(cls, net: nn.Module, example_NCHW: Tensor, *, op_ms: OpTimer, whole_ms: float, grid: int) -> "LatencyModel":
-        """The model that gives `whole_ms` for `net` as it is; `grid` is the grid of channels."""
-        ops = [call.op for call in layer_calls(net, example_NCHW)]
-        layers_ms, num_values = sum(op_ms(op) for op in ops), sum(op.out_elements for op in ops)
-        scale = min(1.0, whole_ms / max(layers_ms, 1e-9))
-        return cls(op_ms, grid, scale, max(0.0, whole_ms - layers_ms) / max(num_values, 1))
+    def fit(
+        cls,
+        net: nn.Module,
+        example_NCHW: Tensor,
+        *,
+        op_ms: OpTimer,
+        whole_ms: float,
+        grid: int,
+        narrower: Sequence[tuple[nn.Module, float]] = (),
+    ) -> "LatencyModel":
+        """The model nearest to `whole_ms` for `net` as it is, and to the milliseconds beside each `narrower` net.
+
+        `grid` is the grid of channels. Without narrower nets nothing is fixed, and layers count as they were timed.
+        """
+        timed = [(*_sums(one, example_NCHW, op_ms), ms) for one, ms in ((net, whole_ms), *narrower)]
+        layers_ms, num_values, _ = timed[0]
+        if not narrower:
+            scale = min(1.0, whole_ms / max(layers_ms, 1e-9))
+            return cls(op_ms, grid, scale, max(0.0, whole_ms - layers_ms) / max(num_values, 1))
+        rows = np.array([(layers_ms / ms, num_values / ms, 1 / ms) for layers_ms, num_values, ms in timed])
+        size = rows.max(axis=0)
+        weights, _ = nnls(rows / size, np.ones(len(rows)))
+        return cls(op_ms, grid, *(weights / size).tolist())
 
     def costs(self, net: nn.Module, groups: Sequence[Group], example_NCHW: Tensor) -> Costs:
         """The predicted milliseconds of `net` for any choice of widths."""
         ops: dict[str, list[LayerOp]] = {}
         for call in layer_calls(net, example_NCHW):
             ops.setdefault(call.tensor, []).append(call.op)
-        return Costs(net, groups, {name: functools.partial(self._layer_ms, tuple(calls)) for name, calls in ops.items()})
+        of_tensor = {name: functools.partial(self._layer_ms, tuple(calls)) for name, calls in ops.items()}
+        return Costs(net, groups, of_tensor, fixed=self.fixed_ms)
 
     def steered_costs(self, net: nn.Module, example_NCHW: Tensor) -> CostsOf:
         """What a search should solve on: predicted milliseconds and MACs, half and half, as shares of those of the whole `net`.
@@ -74,6 +96,12 @@ class LatencyModel:
         ins = _between(op.in_channels // op.groups, self.grid, in_width)
         corners = [(ow * iw, op.with_widths(o, i)) for o, ow in outs for i, iw in ins]
         return sum(weight * self.op_ms(corner) for weight, corner in corners if weight > 0)
+
+
+def _sums(net: nn.Module, example_NCHW: Tensor, op_ms: OpTimer) -> tuple[float, int]:
+    """The milliseconds of all layers of `net`, each alone, and the number of values they make."""
+    ops = [call.op for call in layer_calls(net, example_NCHW)]
+    return sum(op_ms(op) for op in ops), sum(op.out_elements for op in ops)
 
 
 def _between(full: int, grid: int, width: int) -> list[tuple[int, float]]:

@@ -1,7 +1,7 @@
 """Targets that only a measurement can decide: a latency, and a loss of accuracy. Both prune copies, measure, and correct.
 
 A predicted latency is not a latency. The first candidate is pruned to the prediction, exported and timed; the next aims
-where the timings so far say that the target lies. Three are enough where the prediction is any good, and the nearest counts.
+where the timings so far say that the target lies. Four are enough where the clock is any good, and the nearest counts.
 """
 
 import copy
@@ -17,11 +17,11 @@ from toolkit.errors import UsageError
 from toolkit.pruning.selection import NothingToPrune
 from toolkit.pruning.target import Budget
 
-MOST_EXPORTS = 3
+MOST_EXPORTS = 4
 CLOSE = 0.05
 MOST_PREDICTIONS, NEAR = 4, 0.02
 HALVINGS = 6
-SMALLEST_AIM = 0.02
+SMALLEST_AIM, LEAST_RISE = 0.02, 0.2
 
 Prune = Callable[[nn.Module, Budget], Plan]
 
@@ -103,15 +103,16 @@ def _predicted_at(
 
 
 def _next_aim(tried: Sequence[Finalist], share: float) -> float:
-    """Where the line through the last two timings, or through the last and nothing, reaches `share`."""
-    last = tried[-1]
-    aim = last.aim * share / last.measured
-    if len(tried) > 1:
-        before = tried[-2]
-        rise = (last.measured - before.measured) / (last.aim - before.aim) if last.aim != before.aim else 0.0
-        if rise > 0.2:  # else the difference is noise
-            aim = last.aim + (share - last.measured) / rise
-    return min(max(aim, SMALLEST_AIM), 0.99)
+    """Where the line through the timings next to `share` reaches it. The net as it is, which takes all of its time, is one."""
+    points = [(1.0, 1.0), *((one.predicted, one.measured) for one in tried)]
+    below = max((point for point in points if point[1] < share), default=None)
+    if below is not None:  # timings out of order are noise: the widest net that was fast enough counts
+        above = min(point for point in points if point[1] >= share and point[0] > below[0])
+        aim = below[0] + (share - below[1]) * (above[0] - below[0]) / (above[1] - below[1])
+        return min(max(aim, SMALLEST_AIM), 0.99)
+    last = min(points)
+    rise = (1 - last[1]) / max(1 - last[0], 1e-9)
+    return max(last[0] - (last[1] - share) / max(rise, LEAST_RISE), last[0] / 2, SMALLEST_AIM)
 
 
 def search_accuracy(
