@@ -69,7 +69,7 @@ def measure(name: str, px: int) -> dict[str, Any]:
         kwargs["init_weights"] = False
     architecture = Architecture(f"torchvision/{name}", kwargs)
     parent, net = build(architecture), build(architecture)
-    _settle(parent, px)
+    settle(parent, px)
     net.load_state_dict(parent.state_dict())
     image_NCHW = torch.randn(1, 3, px, px)
     options, budget = PruneOptions(round_to=16), Budget("macs", 0.5)
@@ -145,7 +145,7 @@ class _Notes(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def _settle(net: Any, px: int) -> None:
+def settle(net: Any, px: int) -> None:
     """Statistics and heads that pass ordinary values, without which a deep random net gives zeros."""
     import torch
 

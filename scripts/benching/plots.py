@@ -72,6 +72,25 @@ def speedups(values: Mapping[str, float], path: Path, *, wanted: float) -> None:
     _save(figure, axes, path)
 
 
+def aims(rows: Sequence[Mapping[str, Any]], path: Path, *, near: float) -> None:
+    """Shares of the latency: what was asked for (a tick with its margin), predicted (ring) and measured (dot, range)."""
+    figure = Figure(figsize=(7, 0.45 * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots()
+    for place, entry in enumerate(rows):
+        asked = entry["asked"]
+        axes.barh(place, 2 * near * asked, left=(1 - near) * asked, height=0.8, color=OTHER, alpha=0.35, linewidth=0)
+        axes.plot([asked] * 2, [place - 0.4, place + 0.4], color="#cf222e", linewidth=2, label="asked for, ±5%")
+        axes.plot(entry["range"], [place, place], color="black", linewidth=1)
+        axes.plot(entry["predicted"], place, "o", markersize=9, markerfacecolor="none", color=MUTED, label="predicted")
+        axes.plot(entry["again"], place, "o", markersize=6, color=OURS, label="measured (line: range)")
+    axes.set_yticks(range(len(rows)), [f"{entry['net']}, {entry['px']} px" for entry in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the unpruned latency")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[:3], labels[:3], frameon=False, fontsize=7)
+    _save(figure, axes, path)
+
+
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
