@@ -22,6 +22,7 @@ from toolkit.pruning.layers import LayerOp, layer_calls
 from toolkit.pruning.rules import prunes_whole_groups
 
 ANCHORS = (1 / 32, 1 / 16, 0.125, 0.25, 0.5, 0.75, 1.0)
+LEAST_CHANGING = 0.01  # of the whole: where widths change less, a noisy clock has been read
 
 OpTimer = Callable[[LayerOp], float]
 
@@ -49,17 +50,18 @@ class LatencyModel:
     ) -> "LatencyModel":
         """The model nearest to `whole_ms` for `net` as it is, and to the milliseconds beside each `narrower` net.
 
-        `grid` is the grid of channels. Without narrower nets nothing is fixed, and layers count as they were timed.
+        `grid` is the grid of channels. Without narrower nets, or where they are not faster, nothing is fixed, and layers
+        count as they were timed.
         """
         timed = [(*_sums(one, example_NCHW, op_ms), ms) for one, ms in ((net, whole_ms), *narrower)]
         layers_ms, num_values, _ = timed[0]
-        if not narrower:
-            scale = min(1.0, whole_ms / max(layers_ms, 1e-9))
-            return cls(op_ms, grid, scale, max(0.0, whole_ms - layers_ms) / max(num_values, 1))
         rows = np.array([(layers_ms / ms, num_values / ms, 1 / ms) for layers_ms, num_values, ms in timed])
-        size = rows.max(axis=0)
-        weights, _ = nnls(rows / size, np.ones(len(rows)))
-        return cls(op_ms, grid, *(weights / size).tolist())
+        size = np.maximum(rows.max(axis=0), 1e-9)
+        weights = nnls(rows / size, np.ones(len(rows)))[0] / size if narrower else np.zeros(3)
+        if weights[:2] @ (layers_ms, num_values) > LEAST_CHANGING * whole_ms:
+            return cls(op_ms, grid, *weights.tolist())
+        scale = min(1.0, whole_ms / max(layers_ms, 1e-9))
+        return cls(op_ms, grid, scale, max(0.0, whole_ms - layers_ms) / max(num_values, 1))
 
     def costs(self, net: nn.Module, groups: Sequence[Group], example_NCHW: Tensor) -> Costs:
         """The predicted milliseconds of `net` for any choice of widths."""

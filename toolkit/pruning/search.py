@@ -107,7 +107,7 @@ def _next_aim(tried: Sequence[Finalist], share: float) -> float:
     points = [(1.0, 1.0), *((one.predicted, one.measured) for one in tried)]
     below = max((point for point in points if point[1] < share), default=None)
     if below is not None:  # timings out of order are noise: the widest net that was fast enough counts
-        above = min(point for point in points if point[1] >= share and point[0] > below[0])
+        above = min((point for point in points if point[1] >= share and point[0] > below[0]), default=points[0])
         aim = below[0] + (share - below[1]) * (above[0] - below[0]) / (above[1] - below[1])
         return min(max(aim, SMALLEST_AIM), 0.99)
     last = min(points)
