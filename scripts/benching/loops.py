@@ -66,8 +66,12 @@ def by_hand(
     layout: Any,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
+    val: Pixels | None = None,
 ) -> None:
-    """What a person would write who cares for speed and for nothing else: no metrics, no checkpoint, no log."""
+    """What a person would write who cares for speed and for nothing else: no metrics, no checkpoint, no log.
+
+    With `val`, logits of its images after each epoch.
+    """
     net = net.to(device).to(memory_format=layout).train()
     normalise = Normalise(spec).to(device)
     images_NCHW, targets_N = train.images_NCHW.to(device), train.targets_N.to(device)
@@ -81,6 +85,12 @@ def by_hand(
             loss.backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        if val is not None:
+            net.eval()
+            with torch.no_grad():
+                for images in val.images_NCHW.split(batch):
+                    net(normalise(images.to(device)).contiguous(memory_format=layout))
+            net.train()
 
 
 class OutOfTheBox(L.LightningModule):

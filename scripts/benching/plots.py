@@ -1,5 +1,6 @@
 """The tables of the docs as pictures."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,10 @@ def ratios(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.plot([low, high], [place, place], color="black", linewidth=1)
         if entry["target"] is not None:
             axes.plot([entry["target"]] * 2, [place - 0.4, place + 0.4], color="#cf222e", linewidth=2)
-    axes.set_yticks(range(len(rows)), [entry["what"] for entry in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [textwrap.fill(entry["what"], 52) for entry in rows], fontsize=7)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("times as fast (line: range over rounds; red: target; grey: missed)")
+    axes.set_xlabel("times as fast (line: range over rounds; red: target; grey: missed)", fontsize=8)
     _save(figure, axes, path)
 
 
