@@ -32,11 +32,13 @@ def measured_grid(net: nn.Module, example_NCHW: Tensor, *, op_ms: OpTimer, devic
     grid, found = FINEST, 0.5
     for coarse in COARSER[device]:
         cost = _cost_of_half(ops, coarse, op_ms)
-        if cost is not None and (cost > WASTED or grid == FINEST):
-            found = cost
         if cost is not None and cost > WASTED:
-            grid = coarse
-    logger.info("channels go to multiples of %d: half of a step of %d costs %.0f%% of it", grid, max(grid, 16), 100 * found)
+            grid, found = coarse, cost
+        elif cost is not None and coarse == 2 * FINEST:
+            found = cost
+    logger.info(
+        "channels go to multiples of %d: half of a step of %d costs %.0f%% of it", grid, max(grid, 2 * FINEST), 100 * found
+    )
     return grid, found
 
 

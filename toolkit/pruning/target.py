@@ -1,12 +1,11 @@
 """How far to prune: one goal, as a share or as milliseconds, checked once."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from toolkit.errors import UsageError
 
 SHARES = ("macs", "params", "latency", "accuracy_drop", "ratio")
-DEVICES = ("cpu", "cuda")
 Device = Literal["cpu", "cuda"]
 
 
@@ -48,7 +47,7 @@ class Target:
         for name in ("batch", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"target.{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.device not in DEVICES:
+        if self.device not in get_args(Device):
             raise UsageError(
                 f"target.device is '{self.device}'; choose cpu or cuda. For TensorRT prune for cuda (TensorRT "
                 "would compile each layer of the table for seconds), and compare with "
